@@ -1,0 +1,1 @@
+"""Hand-written Numba CUDA kernels. Knows nothing of models, files, MPI or torch."""
