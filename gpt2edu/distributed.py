@@ -1,0 +1,329 @@
+"""Several processes that train one model: who is there, and how they add and share what they hold.
+
+MPI starts and places the processes ("ranks") and carries everything small through host memory. On
+NVIDIA GPUs, NCCL moves the gradients and the parameters. A process that no MPI launcher started
+never imports MPI.
+
+Every rank owns the same slice of every layer of every tensor (`parameters.shards_of_rank`), in both
+modes of training. A reduction always leaves each rank with the mean of its own slices; plain data
+parallelism then gathers the gradients, ZeRO-1 the updated parameters. One order of additions, so the
+two modes agree bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from gpt2edu.errors import Gpt2EduError
+from gpt2edu.parameters import Shard
+
+# how MPICH and Intel MPI, Open MPI, and srun tell a process its rank and the number of ranks. A Slurm batch
+# script has SLURM_PROCID as well; only a process of srun has the number of tasks of its step.
+LAUNCHER_VARIABLES = (
+    ("PMI_RANK", "PMI_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+def launched_world(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Return (rank, number of ranks) as the launcher set them; (0, 1) for a process started alone."""
+    for rank_name, size_name in LAUNCHER_VARIABLES:
+        if rank_name in environ and int(environ.get(size_name, 1)) > 1:
+            return int(environ[rank_name]), int(environ[size_name])
+    return 0, 1
+
+
+class Communicator(ABC):
+    """What a rank needs of the others; used as `with make_communicator(device) as communicator`.
+
+    An exception that leaves the `with` block ends all ranks, for the others would wait forever.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # counted on this machine
+
+    @abstractmethod
+    def barrier(self) -> None:
+        """Wait until every rank is here; waiting ranks sleep, so the last one may take hours."""
+
+    @abstractmethod
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Return `root`'s value on every rank."""
+
+    @abstractmethod
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in rank order, on every rank."""
+
+    @abstractmethod
+    def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+        """Replace this rank's `shards` of `flat` (n,) by the mean over ranks; the rest of `flat` is left undefined."""
+
+    @abstractmethod
+    def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+        """Fill all of `flat` (n,), each slice from the rank that owns it."""
+
+    @abstractmethod
+    def abort(self, message: str, code: int = 1) -> NoReturn:
+        """Print `message` to stderr and end every rank."""
+
+    def sum_float(self, value: float) -> float:
+        """Return the sum over ranks, added in rank order in float64."""
+        total = 0.0
+        for part in self.gather(float(value)):
+            total += part
+        return total
+
+    def require_equal(self, what: str, value: Any) -> None:
+        """Check that every rank holds the same `value`.
+
+        Raises:
+            Gpt2EduError: on every rank alike, when one differs.
+        """
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise Gpt2EduError(
+                    f"the ranks disagree on {what}: rank 0 has {values[0]!r} and rank {rank} has {other!r}; "
+                    "start all ranks with the same command and the same files"
+                )
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(self, _kind: object, problem: BaseException | None, _traceback: object) -> None:
+        return None
+
+
+def rank_zero_print(communicator: Communicator, *values: object, **options: Any) -> None:
+    """Print on rank 0 only, at once."""
+    if communicator.rank == 0:
+        print(*values, flush=True, **options)
+
+
+class SingleProcess(Communicator):
+    """One process: it owns everything, and nothing needs to move."""
+
+    def barrier(self) -> None:
+        """Do nothing."""
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Return `value`."""
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return `[value]`."""
+        return [value]
+
+    def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+        """Leave `flat`: the mean over one rank."""
+
+    def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+        """Leave `flat`: this rank owns all of it."""
+
+    def abort(self, message: str, code: int = 1) -> NoReturn:
+        """Print `message` and exit."""
+        print(message, file=sys.stderr, flush=True)
+        sys.exit(code)
+
+
+class MpiCommunicator(Communicator):
+    """Ranks that MPI started, exchanging host memory. The sum of a reduction is taken in rank order."""
+
+    def __init__(self) -> None:
+        """Join the ranks; a launcher of another MPI than mpi4py's ends them.
+
+        Raises:
+            Gpt2EduError: mpi4py or its MPI library is missing.
+        """
+        self._mpi = _import_mpi()
+        self._world = self._mpi.COMM_WORLD
+        self.rank, self.world_size = launched_world()
+        if self.world_size != self._world.size:
+            self.fail(
+                Gpt2EduError(
+                    f"the launcher started {self.world_size} processes but mpi4py's MPI sees {self._world.size}, so "
+                    f"they are different MPIs: start with {_own_mpiexec()}, or under Slurm with srun --mpi=pmi2"
+                )
+            )
+        node = self._world.Split_type(self._mpi.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = node.rank, node.size
+        node.Free()
+        sys.excepthook = lambda _kind, problem, _traceback: self.fail(problem)
+
+    def barrier(self) -> None:
+        """Wait for all ranks; MPI's own barrier would keep a core busy."""
+        request = self._world.Ibarrier()
+        while not request.Test():
+            time.sleep(0.001)
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Return `root`'s value (any object that pickles)."""
+        return self._world.bcast(value, root)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return all ranks' values (any objects that pickle)."""
+        return self._world.allgather(value)
+
+    def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+        """Send every rank its slice and add what arrives in rank order.
+
+        MPI's own reduce-scatter adds in an order that depends on the algorithm it picks.
+        """
+        for shard in shards:
+            block = self._all_slices(flat, shard).numpy()
+            received = np.empty((self.world_size, shard.size), block.dtype)
+            self._world.Alltoall(block, received)
+            mean = received[0]
+            for part in received[1:]:
+                mean += part
+            mean /= self.world_size
+            _own_slice(flat, shard).numpy()[:] = mean
+
+    def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+        """Gather in place, slice by slice."""
+        for shard in shards:
+            self._world.Allgather(self._mpi.IN_PLACE, self._all_slices(flat, shard).numpy())
+
+    def abort(self, message: str, code: int = 1) -> NoReturn:
+        """Print `message` and end every rank with exit code `code`."""
+        if message:
+            print(message, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        self._world.Abort(code)
+        os._exit(code)  # not reached
+
+    def fail(self, problem: BaseException) -> NoReturn:
+        """End every rank because of `problem`; what all ranks found is printed once."""
+        if self.rank:
+            time.sleep(1 + 0.05 * self.rank)  # rank 0, when it fails too, speaks and ends the others meanwhile
+        where = f"rank {self.rank}: " if self.rank else ""
+        if isinstance(problem, Gpt2EduError):
+            self.abort(f"error: {where}{problem}", problem.exit_code)
+        if isinstance(problem, KeyboardInterrupt):
+            self.abort("interrupted", 130)
+        if isinstance(problem, SystemExit):
+            self.abort("" if isinstance(problem.code, int) else str(problem.code), _exit_code(problem))
+        self.abort(where + "".join(traceback.format_exception(problem)))
+
+    def __exit__(self, _kind: object, problem: BaseException | None, _traceback: object) -> None:
+        if problem is not None and not (isinstance(problem, SystemExit) and _exit_code(problem) == 0):
+            self.fail(problem)
+
+    def _all_slices(self, flat: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """Return the run of `flat` that holds `shard` and its equals on the other ranks, in rank order."""
+        start = shard.offset - self.rank * shard.size
+        return flat[start : start + self.world_size * shard.size]
+
+
+class NcclCommunicator(MpiCommunicator):
+    """Ranks with one NVIDIA GPU each: NCCL moves device buffers, MPI everything else."""
+
+    def __init__(self) -> None:
+        """Give this rank its GPU (it becomes torch's current device) and join NCCL.
+
+        Raises:
+            Gpt2EduError: on every rank alike, when two ranks would share a GPU.
+        """
+        super().__init__()
+        n_gpus = torch.cuda.device_count()
+        device = torch.device("cuda", self.local_rank % n_gpus) if n_gpus else None
+        name = socket.gethostname()
+        uuid = str(torch.cuda.get_device_properties(device).uuid) if device else None
+        refuse_shared_gpus(self.gather((name, uuid)))
+        torch.cuda.set_device(device)
+        # port 0: the system picks a free one, and rank 0 holds it from then on
+        host = "127.0.0.1" if self.local_size == self.world_size else name
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        host, port = self.broadcast((host, store.port if store else None))
+        store = store or dist.TCPStore(host, port)
+        dist.init_process_group("nccl", store=store, rank=self.rank, world_size=self.world_size, device_id=device)
+
+    def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+        """Reduce in place on the device; the host does not wait."""
+        for shard in shards:
+            dist.reduce_scatter_tensor(_own_slice(flat, shard), self._all_slices(flat, shard), dist.ReduceOp.AVG)
+
+    def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+        """Gather in place on the device; the host does not wait."""
+        for shard in shards:
+            dist.all_gather_into_tensor(self._all_slices(flat, shard), _own_slice(flat, shard))
+
+    def __exit__(self, kind: object, problem: BaseException | None, traceback_: object) -> None:
+        super().__exit__(kind, problem, traceback_)
+        dist.destroy_process_group()
+
+
+def make_communicator(device: str) -> Communicator:
+    """Return the communicator for this process: alone, or one of several ranks on "cpu" or "cuda".
+
+    Raises:
+        Gpt2EduError: MPI is missing. Any other error prints its sentence once and ends all ranks.
+    """
+    if launched_world()[1] == 1:
+        return SingleProcess()
+    with MpiCommunicator() as communicator:
+        if device.startswith("cuda"):
+            return NcclCommunicator()
+        if not device.startswith("cpu"):
+            raise Gpt2EduError(f"--device {device} has no several ranks: use cpu or cuda, or start without mpirun")
+        return communicator
+
+
+def refuse_shared_gpus(gpus: Sequence[tuple[str, str | None]]) -> None:
+    """Check that no two ranks have the same (machine, GPU), and that each rank has one.
+
+    Raises:
+        Gpt2EduError: they do; the sentence says how many ranks fit.
+    """
+    for rank, (machine, gpu) in enumerate(gpus):
+        if gpu is None:
+            raise Gpt2EduError(f"rank {rank} finds no GPU on {machine}: check nvidia-smi there, or use --device cpu")
+        if (machine, gpu) in gpus[:rank]:
+            n_there = len({pair for pair in gpus if pair[0] == machine})
+            raise Gpt2EduError(
+                f"ranks {gpus.index((machine, gpu))} and {rank} would share a GPU of {machine}: "
+                f"start at most {n_there} ranks there (mpiexec -n)"
+            )
+
+
+def _own_slice(flat: torch.Tensor, shard: Shard) -> torch.Tensor:
+    return flat[shard.offset : shard.offset + shard.size]
+
+
+def _exit_code(problem: SystemExit) -> int:
+    """Return the exit code that Python would leave with."""
+    if problem.code is None:
+        return 0
+    return problem.code if isinstance(problem.code, int) else 1
+
+
+def _own_mpiexec() -> str:
+    """Return the mpiexec that was installed beside this Python, if there is one."""
+    path = Path(sys.executable).with_name("mpiexec")
+    return str(path) if path.exists() else "the mpiexec of the MPI that mpi4py was built for"
+
+
+def _import_mpi() -> Any:
+    """Import MPI, which starts it."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise Gpt2EduError(
+            f"several processes were started but MPI cannot be loaded ({reason}); pip install mpi4py mpich"
+        ) from problem
+    return MPI
