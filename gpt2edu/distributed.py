@@ -251,16 +251,19 @@ class NcclCommunicator(MpiCommunicator):
         host, port = self.broadcast((host, store.port if store else None))
         store = store or dist.TCPStore(host, port)
         dist.init_process_group("nccl", store=store, rank=self.rank, world_size=self.world_size, device_id=device)
+        # the same two functions, renamed by torch 2.13
+        self._reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        self._all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
     def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
         """Reduce in place on the device; the host does not wait."""
         for shard in shards:
-            dist.reduce_scatter_tensor(_own_slice(flat, shard), self._all_slices(flat, shard), dist.ReduceOp.AVG)
+            self._reduce_scatter(_own_slice(flat, shard), self._all_slices(flat, shard), dist.ReduceOp.AVG)
 
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
         """Gather in place on the device; the host does not wait."""
         for shard in shards:
-            dist.all_gather_into_tensor(self._all_slices(flat, shard), _own_slice(flat, shard))
+            self._all_gather(self._all_slices(flat, shard), _own_slice(flat, shard))
 
     def __exit__(self, kind: object, problem: BaseException | None, traceback_: object) -> None:
         super().__exit__(kind, problem, traceback_)
