@@ -1,0 +1,183 @@
+"""The results files: measured numbers that the book, the README and the tests read; nobody types one.
+
+`book/results/<name>.<gpu>.json` holds what one `python -m gpt2edu.bench` run measured on one named GPU:
+where, when, at which commit and by which command, the machine's ceilings, and one row a variant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2edu.errors import Gpt2EduError
+from gpt2edu.files import atomic_write
+
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS_DIR = ROOT / "book" / "results"
+
+Row = dict[str, Any]
+ROW_REQUIRED = {
+    "op": str,
+    "variant": str,
+    "dtype": str,
+    "shape": dict,
+    "median_ms": float,
+    "min_ms": float,
+    "max_ms": float,
+}
+ROW_OPTIONAL = {
+    "gb_per_s": float,
+    "tflop_per_s": float,
+    "tokens_per_s": float,
+    "ceiling_share": float,
+    "torch_ms": float,
+    "torch_ratio": float,
+    "max_error": float,
+    "baseline_error": float,
+}
+CEILINGS = {"copy_gb_per_s", "matmul_tflop_per_s"}
+
+
+@dataclass
+class Results:
+    """One results file."""
+
+    schema: int
+    name: str
+    gpu: str
+    driver: str
+    versions: dict[str, str]
+    date: str  # YYYY-MM-DD
+    commit: str
+    dirty: bool  # the tree differed from the commit
+    command: str
+    ceilings: dict[str, float]
+    rows: list[Row]
+
+    def validate(self) -> None:
+        """Refuse anything that is not schema 1.
+
+        Raises:
+            ValueError: says which field is wrong.
+        """
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema is {self.schema}, this program reads {SCHEMA}")
+        if not re.fullmatch(r"[a-z0-9_]+", self.name):
+            raise ValueError(f"name {self.name!r} is not lower case letters, digits and underscores")
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):
+            raise ValueError(f"date {self.date!r} is not YYYY-MM-DD")
+        if set(self.ceilings) - CEILINGS:
+            raise ValueError(f"unknown ceilings {sorted(set(self.ceilings) - CEILINGS)}")
+        if not self.rows:
+            raise ValueError("there are no rows")
+        for number, row in enumerate(self.rows):
+            _validate_row(number, row)
+
+
+def _validate_row(number: int, row: Row) -> None:
+    unknown = set(row) - set(ROW_REQUIRED) - set(ROW_OPTIONAL)
+    if unknown:
+        raise ValueError(f"row {number} has unknown fields {sorted(unknown)}")
+    for field, kind in (ROW_REQUIRED | ROW_OPTIONAL).items():
+        if field not in row:
+            if field in ROW_REQUIRED:
+                raise ValueError(f"row {number} has no {field}")
+            continue
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(row[field], allowed):
+            raise ValueError(f"row {number}: {field} is {row[field]!r}, not a {kind.__name__}")
+    if not row["min_ms"] <= row["median_ms"] <= row["max_ms"]:
+        raise ValueError(f"row {number}: the median lies outside min and max")
+
+
+def load_results(name: str | None = None, folder: Path = RESULTS_DIR) -> list[Results]:
+    """Return the results files of `name` (of every name when None), validated, in the order of their file names.
+
+    Raises:
+        Gpt2EduError: a file is not valid; the message names it.
+    """
+    loaded = []
+    for path in sorted(folder.glob(f"{name or '*'}.*.json")):
+        try:
+            results = Results(**json.loads(path.read_text(encoding="utf-8")))
+            results.validate()
+            if path.name != f"{results.name}.{gpu_slug(results.gpu)}.json":
+                raise ValueError(f"it holds {results.name} on {results.gpu}, which belongs in another file")
+        except (ValueError, TypeError) as problem:
+            raise Gpt2EduError(f"{path}: not a results file ({problem}); measure again with gpt2edu.bench") from problem
+        loaded.append(results)
+    return loaded
+
+
+def write_results(
+    name: str,
+    rows: Iterable[Row],
+    ceilings: dict[str, float],
+    *,
+    gpu: str,
+    driver: str,
+    command: str,
+    folder: Path = RESULTS_DIR,
+) -> Path:
+    """Write `<name>.<gpu>.json`, stamped with today's date, the versions and the commit; return its path.
+
+    Raises:
+        ValueError: a row breaks the schema; nothing is written then.
+    """
+    commit, dirty = repository_state()
+    results = Results(
+        schema=SCHEMA,
+        name=name,
+        gpu=gpu,
+        driver=driver,
+        versions={package: _version(package) for package in ("gpt2edu", "torch", "numba", "numba-cuda", "numpy")},
+        date=datetime.date.today().isoformat(),
+        commit=commit,
+        dirty=dirty,
+        command=command,
+        ceilings=ceilings,
+        rows=list(rows),
+    )
+    results.validate()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.{gpu_slug(gpu)}.json"
+    with atomic_write(path, "w") as file:
+        json.dump(dataclasses.asdict(results), file, indent=1, ensure_ascii=False)
+        file.write("\n")
+    return path
+
+
+def gpu_slug(gpu: str) -> str:
+    """Return a GPU's name as a part of a file name: `NVIDIA H100 80GB HBM3` is `nvidia-h100-80gb-hbm3`."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+
+
+def repository_state() -> tuple[str, bool]:
+    """Return the commit of the source tree and whether tracked files differ from it; ("unknown", True) without git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "gpt2edu", "kernels")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", True
+    return commit, bool(changed)
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"

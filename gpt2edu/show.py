@@ -1,0 +1,112 @@
+"""What the chapters need to show things: source code, verdicts, measured tables, the set-up line.
+
+Everything here prints the same on every machine, except `setup`, whose cell carries the tag
+`nbval-ignore-output`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import platform
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from gpt2edu.results import Row, load_results
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def setup(seed: int = 42) -> None:
+    """Seed NumPy and torch, choose plot settings, and print the versions and the device of this kernel."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import torch
+
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    plt.rcParams.update({"figure.figsize": (6.4, 3.6), "figure.dpi": 100, "figure.constrained_layout.use": True})
+    packages = " · ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numba", "numpy"))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
+    print(f"Python {platform.python_version()} · {packages}\n{device}")
+
+
+class Source:
+    """The source of a function, class or module: fenced Python in a notebook, plain text elsewhere."""
+
+    def __init__(self, obj: Any):
+        obj = getattr(obj, "py_func", obj)  # a Numba dispatcher keeps the Python function here
+        self.text = textwrap.dedent(inspect.getsource(obj)).rstrip()
+        path = Path(inspect.getsourcefile(obj) or "")
+        self.path = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+    def __repr__(self) -> str:
+        """Return the source with its file on the first line."""
+        return f"# {self.path}\n{self.text}"
+
+    def _repr_markdown_(self) -> str:
+        return f"```python\n{self!r}\n```"
+
+
+def show_source(obj: Any) -> Source:
+    """Return the source of `obj` as the package has it now, to be the last value of a cell."""
+    return Source(obj)
+
+
+def show_check(name: str, ok: bool, detail: str = "") -> bool:
+    """Print one verdict line and return `ok`; `detail` holds only what CPU and GPU share, rounded."""
+    print(f"{'✓' if ok else '✗'} {name}" + (f": {detail}" if detail else ""))
+    return bool(ok)
+
+
+class Table:
+    """Rows under a header: a Markdown table in a notebook, aligned columns elsewhere."""
+
+    def __init__(self, header: list[str], rows: list[list[str]], caption: str = ""):
+        self.header, self.rows, self.caption = header, rows, caption
+
+    def __repr__(self) -> str:
+        """Return the table with its columns aligned by spaces."""
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+        return f"{text}\n{self.caption}".rstrip()
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{table}\n\n{self.caption}".rstrip()
+
+
+def show_results(name: str, op: str | None = None, *, gpu: str | None = None) -> Table:
+    """Return the measured rows of `book/results/<name>.<gpu>.json` as a table, one line a variant.
+
+    Args:
+        name: the results name, such as `train_loop`.
+        op: only rows of this op.
+        gpu: only files whose GPU contains this text.
+    """
+    rows, measured = [], []
+    for results in load_results(name):
+        if gpu and gpu not in results.gpu:
+            continue
+        measured.append(f"{results.gpu} (driver {results.driver}, {results.date})")
+        rows += [[results.gpu, *_cells(row)] for row in results.rows if op in (None, row["op"])]
+    header = ["GPU", "op", "variant", "dtype", "shape", "ms (median)", "rate", "of ceiling", "over torch"]
+    if not rows:
+        return Table(["results"], [[f"{name}: not measured yet"]])
+    return Table(header, rows, "Measured on " + "; ".join(measured) + ".")
+
+
+def _cells(row: Row) -> list[str]:
+    """Return a results row as table cells, units in the header or beside the value."""
+    shape = ", ".join(f"{letter}={size}" for letter, size in row["shape"].items())
+    rate = ""
+    if "gb_per_s" in row:
+        rate = f"{row['gb_per_s']:,.0f} GB/s"
+    elif "tflop_per_s" in row:
+        rate = f"{row['tflop_per_s']:,.0f} TFLOP/s"
+    share = f"{row['ceiling_share']:.0%}" if "ceiling_share" in row else ""
+    ratio = f"{row['torch_ratio']:.3f}" if "torch_ratio" in row else ""
+    return [row["op"], row["variant"], row["dtype"], shape, f"{row['median_ms']:,.3f}", rate, share, ratio]
