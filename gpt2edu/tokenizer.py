@@ -40,18 +40,20 @@ class Tokenizer(ABC):
     Attributes:
         name: "gpt2", or "bpe-<vocabulary size>" for one of ours.
         source: a sentence for the log: which vocabulary this is and where it came from.
+        encoder: its merges and vocabulary, and our own algorithm.
         vocab_size: number of ids, `<|endoftext|>` included; without padding.
         eot: the id of `<|endoftext|>`, vocab_size - 1.
         token_byte_lengths: (vocab_size,) int32, bytes of text in each token; 0 for `<|endoftext|>`.
     """
 
-    def __init__(self, name: str, source: str, vocab: list[bytes]):
+    def __init__(self, name: str, source: str, encoder: BytePairEncoder):
         self.name = name
         self.source = source
-        self.vocab = vocab
-        self.vocab_size = len(vocab)
-        self.eot = len(vocab) - 1
-        self.token_byte_lengths = np.array([len(token) for token in vocab[:-1]] + [0], dtype=np.int32)
+        self.encoder = encoder
+        self.vocab = encoder.vocab
+        self.vocab_size = len(encoder.vocab)
+        self.eot = encoder.eot
+        self.token_byte_lengths = np.array([len(token) for token in encoder.vocab[:-1]] + [0], dtype=np.int32)
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -85,7 +87,7 @@ class Gpt2Tokenizer(Tokenizer):
     """GPT-2's 50,257 tokens, encoded by tiktoken."""
 
     def __init__(self, encoder: BytePairEncoder, source: str):
-        super().__init__("gpt2", source, encoder.vocab)
+        super().__init__("gpt2", source, encoder)
         self._encoding = tiktoken.Encoding(
             name="gpt2",
             pat_str=openai_public.r50k_pat_str,
@@ -102,8 +104,7 @@ class BpeTokenizer(Tokenizer):
     """A vocabulary that we trained, encoded by `bpe.py`."""
 
     def __init__(self, encoder: BytePairEncoder, source: str):
-        super().__init__(f"bpe-{len(encoder.vocab)}", source, encoder.vocab)
-        self.encoder = encoder
+        super().__init__(f"bpe-{len(encoder.vocab)}", source, encoder)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; special tokens written in it are plain text."""
@@ -133,22 +134,27 @@ def _read_gpt2_merges() -> tuple[str, str]:
     return data.decode(), f"tiktoken's download, kept in {os.environ['TIKTOKEN_CACHE_DIR']}"
 
 
-def _gpt2_encoder(merges_text: str) -> BytePairEncoder:
-    """Return GPT-2's vocabulary as our own encoder.
+def byte_characters() -> dict[int, str]:
+    """Return the one printable character by which GPT-2's files write each byte, in the order of its ids.
 
-    The file writes each byte as one printable character: bytes that print stand for themselves and get the
-    first ids; the others (control characters, the space, ...) follow and are written as U+0100, U+0101, ...
+    Bytes that print stand for themselves and come first; the others (control characters, the space, ...) follow
+    and are written as U+0100, U+0101, ...
     """
     printable = [byte for byte in range(256) if chr(byte).isprintable() and byte != 0x20]
     others = [byte for byte in range(256) if byte not in printable]
-    characters = [chr(byte) for byte in printable] + [chr(0x100 + n) for n in range(len(others))]
-    id_of_token = {character: i for i, character in enumerate(characters)}
+    return {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+
+
+def _gpt2_encoder(merges_text: str) -> BytePairEncoder:
+    """Return GPT-2's vocabulary as our own encoder."""
+    characters = byte_characters()
+    id_of_token = {character: i for i, character in enumerate(characters.values())}
     merges = []
     for line in merges_text.splitlines()[1:]:  # line 0 names the format
         left, right = line.split()
         merges.append((id_of_token[left], id_of_token[right]))
         id_of_token[left + right] = len(id_of_token)
-    return BytePairEncoder(merges, byte_order=printable + others)
+    return BytePairEncoder(merges, byte_order=list(characters))
 
 
 @functools.cache
