@@ -156,6 +156,7 @@ class TrainConfig:
     hellaswag: int = 0  # -h
     overfit_one_batch: int = 0  # -a
     # numerics, memory, machine
+    num_processes: int | None = None  # -pn; only checked, MPI decides
     tf32: int = 1  # -f
     master_weights: int = 1  # -w
     zero_stage: int = 0  # -z
