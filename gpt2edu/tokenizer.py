@@ -40,7 +40,7 @@ class Tokenizer(ABC):
     Attributes:
         name: "gpt2", or "bpe-<vocabulary size>" for one of ours.
         source: a sentence for the log: which vocabulary this is and where it came from.
-        encoder: its merges and vocabulary, and our own algorithm.
+        encoder: its merges and vocabulary as a `BytePairEncoder`, which gives the same ids.
         vocab_size: number of ids, `<|endoftext|>` included; without padding.
         eot: the id of `<|endoftext|>`, vocab_size - 1.
         token_byte_lengths: (vocab_size,) int32, bytes of text in each token; 0 for `<|endoftext|>`.
@@ -158,15 +158,9 @@ def _gpt2_encoder(merges_text: str) -> BytePairEncoder:
 
 
 @functools.cache
-def load_gpt2_encoder() -> tuple[BytePairEncoder, str]:
-    """Return GPT-2's vocabulary as our own encoder, and the words for where it came from."""
-    merges_text, origin = _read_gpt2_merges()
-    return _gpt2_encoder(merges_text), origin
-
-
-@functools.cache
 def _load_gpt2() -> Gpt2Tokenizer:
-    encoder, origin = load_gpt2_encoder()
+    merges_text, origin = _read_gpt2_merges()
+    encoder = _gpt2_encoder(merges_text)
     source = f"GPT-2's vocabulary, {len(encoder.vocab):,} tokens, from {origin} (SHA-256 verified)"
     return Gpt2Tokenizer(encoder, source)
 

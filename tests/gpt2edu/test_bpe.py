@@ -7,7 +7,7 @@ import pytest
 import tiktoken
 
 from gpt2edu.bpe import END_OF_TEXT, SPLIT_PATTERN, BytePairEncoder, learn_merges, merge, split
-from gpt2edu.tokenizer import load_gpt2_encoder
+from gpt2edu.tokenizer import load_tokenizer
 
 # OpenAI's published pattern, typed from its release: the check that ours is it
 RELEASED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -15,8 +15,7 @@ RELEASED_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N
 
 @pytest.fixture(scope="module")
 def gpt2():
-    encoder, _ = load_gpt2_encoder()
-    return encoder
+    return load_tokenizer().encoder
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,8 @@ def no_network(monkeypatch):
 
     monkeypatch.setattr(tiktoken.load, "read_file", refuse)
     module._load_gpt2.cache_clear()
-    module.load_gpt2_encoder.cache_clear()
     yield
     module._load_gpt2.cache_clear()
-    module.load_gpt2_encoder.cache_clear()
 
 
 @pytest.fixture
