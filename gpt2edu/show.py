@@ -6,6 +6,7 @@ Everything here prints the same on every machine, except `setup`, whose cell car
 
 from __future__ import annotations
 
+import html
 import importlib.metadata
 import inspect
 import platform
@@ -70,13 +71,52 @@ class Table:
         """Return the table with its columns aligned by spaces."""
         lines = [self.header, *self.rows]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+        text = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
         return f"{text}\n{self.caption}".rstrip()
 
     def _repr_markdown_(self) -> str:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"{table}\n\n{self.caption}".rstrip()
+
+
+class Tokens:
+    """A text cut into tokens: coloured boxes with their ids in a notebook, bars between them elsewhere."""
+
+    COLOURS = ("#bfdbfe", "#fde68a", "#bbf7d0", "#fecaca")  # light, under dark text, so they read in dark mode too
+
+    def __init__(self, tokenizer: Any, text: str):
+        self.ids = tokenizer.encode(text)
+        self.labels = [self._label(tokenizer.vocab[i]) for i in self.ids]
+
+    @staticmethod
+    def _label(token: bytes) -> str:
+        """Return the token as text with its spaces and newlines made visible; half a character shows as hex bytes."""
+        try:
+            return token.decode().replace(" ", "␣").replace("\n", "⏎")
+        except UnicodeDecodeError:
+            return token.hex(" ").upper()
+
+    def __repr__(self) -> str:
+        """Return the tokens between bars."""
+        return f"{len(self.ids)} tokens: {'|'.join(self.labels)}"
+
+    def _repr_html_(self) -> str:
+        boxes = "".join(
+            f'<span style="display:inline-block; margin:2px 1px; padding:1px 5px; border-radius:4px; line-height:1.3; '
+            f'text-align:center; color:#0f172a; background:{self.COLOURS[place % len(self.COLOURS)]}">'
+            f'<code style="all:unset; font-family:monospace; white-space:pre">{html.escape(label)}</code><br>'
+            f'<span style="font-size:0.72em">{token_id}</span></span>'
+            for place, (token_id, label) in enumerate(zip(self.ids, self.labels, strict=True))
+        )
+        return f"<div>{boxes} {len(self.ids)} tokens</div>"
+
+
+def show_tokens(tokenizer: Any, text: str) -> Tokens:
+    """Return `text` cut into the tokens of a tokenizer (`encode` and `vocab`), to be the last value of a cell."""
+    return Tokens(tokenizer, text)
 
 
 def show_results(name: str, op: str | None = None, *, gpu: str | None = None) -> Table:
