@@ -183,6 +183,7 @@ class TrainLoader:
         self.seq_len = seq_len
         self.sequences_per_step = sequences_per_step
         self.order_ranks = order_ranks
+        self.shuffle = shuffle
         if sequences_per_step % order_ranks or sequences_per_step % world_size:
             raise UsageError(
                 f"-d: {sequences_per_step} sequences of {seq_len} tokens a step cannot be split evenly over "
