@@ -25,20 +25,22 @@ INIT_STD = 0.02
 
 
 class LayerCache:
-    """The keys and values one layer has computed so far, in buffers of the full context's size."""
+    """The keys and values that one layer has computed so far, in buffers as long as the context."""
 
-    def __init__(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (batch_size, config.n_heads, config.max_seq_len, config.head_size)
-        self.keys_BHTD = torch.zeros(shape, device=device, dtype=dtype)
-        self.values_BHTD = torch.zeros(shape, device=device, dtype=dtype)
+    def __init__(self, max_seq_len: int) -> None:
+        self.max_seq_len = max_seq_len
         self.length = 0
 
     def append(self, key_BHTD: Tensor, value_BHTD: Tensor) -> tuple[Tensor, Tensor]:
         """Store the newest keys and values; return all of them, oldest first."""
+        if self.length == 0:
+            B, H, _, D = key_BHTD.shape
+            self.keys_BHSD = key_BHTD.new_empty(B, H, self.max_seq_len, D)
+            self.values_BHSD = value_BHTD.new_empty(B, H, self.max_seq_len, D)
         start, self.length = self.length, self.length + key_BHTD.shape[2]
-        self.keys_BHTD[:, :, start : self.length] = key_BHTD
-        self.values_BHTD[:, :, start : self.length] = value_BHTD
-        return self.keys_BHTD[:, :, : self.length], self.values_BHTD[:, :, : self.length]
+        self.keys_BHSD[:, :, start : self.length] = key_BHTD
+        self.values_BHSD[:, :, start : self.length] = value_BHTD
+        return self.keys_BHSD[:, :, : self.length], self.values_BHSD[:, :, : self.length]
 
 
 def causal_attention(qkv_BTE: Tensor, n_heads: int, cache: LayerCache | None = None) -> Tensor:
@@ -156,10 +158,9 @@ class GPT2(nn.Module):
             draw(block.fc.weight)
             draw(block.fcproj.weight, residual_std)
 
-    def new_cache(self, batch_size: int = 1, dtype: torch.dtype = torch.float32) -> list[LayerCache]:
+    def new_cache(self) -> list[LayerCache]:
         """Return one empty key-value cache a layer, for `forward`."""
-        device = self.flat_parameters.device
-        return [LayerCache(self.config, batch_size, device, dtype) for _ in self.blocks]
+        return [LayerCache(self.config.max_seq_len) for _ in self.blocks]
 
     def forward(self, tokens_BT: Tensor, cache: list[LayerCache] | None = None) -> Tensor:
         """Return the scores of every next token.
