@@ -1,0 +1,266 @@
+"""Runs a block: one greenlet a CUDA thread, barriers and warp operations as switches back to the block.
+
+A block runs warp after warp. Each warp runs its lanes, one after the other, until every lane waits for the whole
+block or has ended; operations among lanes are completed on the way. So the order is always the same. A kernel whose
+result depends on the order in which threads run between two barriers is wrong; `reversed_order` runs the blocks,
+warps and lanes backwards, and a test that compares the two results finds most missing barriers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import sys
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import NamedTuple
+
+import greenlet
+import numpy as np
+
+from kernels.simulator.errors import (
+    DivergenceError,
+    SimulatorError,
+    frame_location,
+    is_kernel_frame,
+    traceback_location,
+)
+from kernels.simulator.memory import SharedMemory
+
+WARP_SIZE = 32
+FULL_MASK = 0xFFFFFFFF
+
+Values = dict[int, object]
+"""What each thread brought to a meeting, by its number: the lane in a warp, the rank in a block."""
+
+
+class Meeting(NamedTuple):
+    """What a waiting thread waits for. All threads that take part must wait for an equal `key`."""
+
+    key: tuple
+    """The operation, its mask (None for the whole block) and the place of the call, from the kernel inwards."""
+    value: object
+    """What this thread brings."""
+    combine: Callable[[Values], Values | None] | None
+    """Computes, once for all, what each thread takes away."""
+
+    @property
+    def mask(self) -> int | None:
+        """The lanes that have to come; None if it is all threads of the block."""
+        return self.key[1]
+
+
+class Dim3(NamedTuple):
+    """A size or an index of a grid or a block."""
+
+    x: int
+    y: int
+    z: int
+
+
+class SimulatedThread:
+    """One CUDA thread: its indices, its greenlet, what it waits for, and its copies in flight."""
+
+    __slots__ = ("blockIdx", "block", "copies", "greenlet", "lane", "meeting", "rank", "result", "threadIdx")
+
+    def __init__(self, block: Block, rank: int, thread_index: Dim3) -> None:
+        self.block = block
+        self.rank = rank
+        self.lane = rank % WARP_SIZE
+        self.threadIdx = thread_index
+        self.blockIdx = block.index
+        self.meeting: Meeting | None = None
+        self.result: object = None
+        self.copies: list[list[Callable[[], None]]] = [[]]
+        """cp.async: the groups of copies not yet waited for; the last one is open."""
+        self.greenlet = greenlet.greenlet(block.body)
+        self.greenlet.gr_context = contextvars.copy_context()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has returned from the kernel."""
+        return self.greenlet.dead
+
+    def meet(self, operation: str, mask: int | None, value: object, combine: Callable | None) -> object:
+        """Wait until all threads that take part are here, and return what `combine` gave for this one."""
+        self.meeting = Meeting((operation, mask, self._call_path()), value, combine)
+        self.block.hub.switch()
+        return self.result
+
+    def _call_path(self) -> tuple:
+        """Return the places of the calls from the kernel down to the waiting operation."""
+        kernel_code = self.block.kernel_code
+        path = []
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if is_kernel_frame(frame):
+                path.append((frame.f_code, frame.f_lasti))
+                if frame.f_code is kernel_code:
+                    break
+            frame = frame.f_back
+        return tuple(path)
+
+
+_running: SimulatedThread | None = None
+_reversed = False
+
+
+def current_thread() -> SimulatedThread:
+    """Return the thread that is running.
+
+    Raises:
+        SimulatorError: no kernel is running.
+    """
+    if _running is None:
+        raise SimulatorError("this belongs inside a kernel, and no kernel is running")
+    return _running
+
+
+@contextlib.contextmanager
+def reversed_order() -> Iterator[None]:
+    """Run blocks, warps and lanes backwards within this context, to expose missing barriers."""
+    global _reversed
+    before, _reversed = _reversed, True
+    try:
+        yield
+    finally:
+        _reversed = before
+
+
+def in_order(items: list) -> list:
+    """Return the items in the order in which they are to run."""
+    return items[::-1] if _reversed else items
+
+
+class Block:
+    """One block of a launch."""
+
+    def __init__(
+        self, function: Callable, arguments: list, index: Dim3, shape: Dim3, grid: Dim3, dynamic_bytes: int
+    ) -> None:
+        self.function = function
+        self.kernel_code: CodeType = function.__code__
+        self.arguments = arguments
+        self.index = index
+        self.shape = shape
+        self.grid = grid
+        self.shared = SharedMemory(dynamic_bytes)
+        self.hub = greenlet.getcurrent()
+
+    def body(self) -> None:
+        """Run the kernel as the current thread; the greenlet of each thread starts here."""
+        self.function(*self.arguments)
+
+    def run(self) -> None:
+        """Run all threads to their end.
+
+        Raises:
+            SimulatorError: with the kernel, the thread and the source line.
+        """
+        nx, ny, nz = self.shape
+        threads = [
+            SimulatedThread(self, rank, Dim3(rank % nx, rank // nx % ny, rank // (nx * ny)))
+            for rank in range(nx * ny * nz)
+        ]
+        warps = [threads[start : start + WARP_SIZE] for start in range(0, len(threads), WARP_SIZE)]
+        while True:
+            for warp in in_order(warps):
+                self._run_warp(warp)
+            waiting = [thread for thread in threads if not thread.ended]
+            if not waiting:
+                return
+            if any(thread.meeting.key != waiting[0].meeting.key for thread in waiting):
+                raise DivergenceError(self._report(waiting))
+            _complete(waiting, [thread.rank for thread in waiting])
+
+    def _run_warp(self, warp: list[SimulatedThread]) -> None:
+        """Run the lanes of a warp until each waits for the whole block or has ended."""
+        ready = [thread for thread in warp if not thread.ended and thread.meeting is None]
+        while ready:
+            for thread in in_order(ready):
+                self._resume(thread)
+            waiting = [thread for thread in warp if not thread.ended and thread.meeting.mask is not None]
+            ready = []
+            for thread in waiting:
+                if thread.meeting is not None:
+                    ready += self._try_to_meet(thread, warp)
+            if waiting and not ready:
+                raise DivergenceError(self._report([thread for thread in warp if not thread.ended]))
+
+    def _try_to_meet(self, first: SimulatedThread, warp: list[SimulatedThread]) -> list[SimulatedThread]:
+        """Complete the warp operation for which `first` waits if all lanes of its mask wait for it too."""
+        key = first.meeting.key
+        mask = first.meeting.mask
+        if not mask >> first.lane & 1:
+            raise DivergenceError(f"lane {first.lane} is not in its own mask {mask:#010x}\n{self._report([first])}")
+        group = [thread for thread in warp if mask >> thread.lane & 1 and not thread.ended]
+        if any(thread.meeting is None or thread.meeting.key != key for thread in group):
+            return []
+        try:
+            _complete(group, [thread.lane for thread in group])
+        except SimulatorError as error:
+            raise type(error)(f"{error}\n{self._report(group)}") from error
+        return group
+
+    def _resume(self, thread: SimulatedThread) -> None:
+        global _running
+        _running = thread
+        try:
+            thread.greenlet.switch()
+        except SimulatorError as error:
+            raise type(error)(f"{self._name(thread)}, at {traceback_location(error.__traceback__)}: {error}") from error
+        except Exception as error:
+            error.add_note(f"in {self._name(thread)}, at {traceback_location(error.__traceback__)}")
+            raise
+        finally:
+            _running = None
+
+    def _name(self, thread: SimulatedThread) -> str:
+        return f"{self.function.__name__}, thread {tuple(thread.threadIdx)} of block {tuple(self.index)}"
+
+    def _report(self, waiting: list[SimulatedThread]) -> str:
+        """Say where each group of waiting threads waits, and for what."""
+        groups: dict[tuple, list[SimulatedThread]] = {}
+        for thread in waiting:
+            groups.setdefault(thread.meeting.key, []).append(thread)
+        lines = [f"{self.function.__name__}, block {tuple(self.index)}: {len(waiting)} threads wait"]
+        for (operation, mask, _), threads in groups.items():
+            ranks = [thread.rank for thread in threads]
+            lines.append(
+                f"  {len(ranks)} threads ({_ranges(ranks)}) at {operation}"
+                + ("" if mask is None else f" with mask {mask:#010x}")
+                + f", {frame_location(threads[0].greenlet.gr_frame)}"
+            )
+        return "\n".join(lines)
+
+
+def _complete(threads: list[SimulatedThread], numbers: list[int]) -> None:
+    """Let threads that wait for the same thing go on, each with its result."""
+    combine = threads[0].meeting.combine
+    results: Values = {}
+    if combine is not None:
+        results = combine({n: thread.meeting.value for n, thread in zip(numbers, threads, strict=True)})
+    for n, thread in zip(numbers, threads, strict=True):
+        thread.result = results.get(n)
+        thread.meeting = None
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write sorted numbers shortly: 0-15, 20."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][1] + 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def run_grid(function: Callable, arguments: list, grid: Dim3, shape: Dim3, dynamic_bytes: int) -> None:
+    """Run all blocks of a launch, one after the other."""
+    if _running is not None:
+        raise SimulatorError("a kernel cannot launch a kernel")
+    indices = [Dim3(x, y, z) for z in range(grid.z) for y in range(grid.y) for x in range(grid.x)]
+    with np.errstate(all="ignore"):  # a GPU gives inf and NaN silently
+        for index in in_order(indices):
+            Block(function, arguments, index, shape, grid, dynamic_bytes).run()

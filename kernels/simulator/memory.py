@@ -1,0 +1,189 @@
+"""The memories of a simulated GPU: arrays that check each access, shared memory, local memory."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from numba.cuda import types
+from numba.cuda.np import numpy_support
+
+from kernels.simulator.errors import LaunchError, MisalignedError, OutOfBoundsError
+
+STATIC_SHARED_LIMIT = 48 * 1024
+"""Bytes of static shared memory that any kernel may declare (CUDA C++ Programming Guide, compute capabilities)."""
+
+DYNAMIC_SHARED_LIMIT = 227 * 1024
+"""Bytes of shared memory that a block of a Hopper GPU may ask for at launch; 163 KiB on an A100."""
+
+_POISON = 0xFF
+"""Memory starts with every bit set: NaN as a float, so that reading before writing shows."""
+
+_BUFFER_ALIGNMENT = 128
+
+
+def as_numpy_dtype(dtype: object) -> np.dtype:
+    """Take a Numba type, a NumPy type or a name."""
+    return np.dtype(numpy_support.as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
+
+
+class SimulatedArray:
+    """An array as a kernel sees it: every index is checked, and integers never wrap.
+
+    Reading an integer gives a Python `int`, since Numba computes with 64 bits whatever the array holds;
+    reading a float gives a NumPy scalar of the array's precision. Writing an integer keeps its low bits.
+    """
+
+    __slots__ = ("_address", "_is_integer", "_mask", "data", "name", "shape")
+
+    def __init__(self, data: np.ndarray, name: str) -> None:
+        self.data = data
+        self.name = name
+        self.shape = data.shape
+        self._address: int | None = None
+        self._is_integer = data.dtype.kind in "iu"
+        self._mask = (1 << 8 * data.dtype.itemsize) - 1 if data.dtype.kind == "u" else 0
+
+    def __getitem__(self, index):
+        self._check(index)
+        item = self.data[index]
+        if type(item) is np.ndarray:
+            return SimulatedArray(item, self.name)
+        return int(item) if self._is_integer else item
+
+    def __setitem__(self, index, value) -> None:
+        self._check(index)
+        if type(value) is SimulatedArray:
+            value = value.data
+        elif self._mask:
+            value = int(value) & self._mask
+        self.data[index] = value
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    size = property(lambda self: self.data.size)
+    ndim = property(lambda self: self.data.ndim)
+    dtype = property(lambda self: self.data.dtype)
+    itemsize = property(lambda self: self.data.itemsize)
+
+    def view(self, dtype: object) -> SimulatedArray:
+        """Reinterpret the bytes, as Numba's `array.view` does."""
+        return SimulatedArray(self.data.view(as_numpy_dtype(dtype)), self.name)
+
+    def reshape(self, *shape) -> SimulatedArray:
+        """Give the same elements another shape."""
+        return SimulatedArray(self.data.reshape(*shape), self.name)
+
+    def _check(self, index) -> None:
+        """Refuse an index that is negative or past the end; NumPy and Numba would wrap a negative one."""
+        if type(index) is int:
+            if not 0 <= index < self.shape[0]:
+                self._refuse(index, 0)
+            return
+        for axis, i in enumerate(index if type(index) is tuple else (index,)):
+            if type(i) is not slice and not 0 <= i < self.shape[axis]:
+                self._refuse(i, axis)
+
+    def _refuse(self, index, axis: int) -> None:
+        raise OutOfBoundsError(
+            f"index {index} is outside axis {axis} of {self.name}, whose shape is {self.shape}"
+        )
+
+    @property
+    def address(self) -> int:
+        """Address of the first element."""
+        if self._address is None:
+            self._address = self.data.__array_interface__["data"][0]
+        return self._address
+
+    def vector(self, index: int, n_bytes: int) -> np.ndarray:
+        """Return the `n_bytes` at element `index` of this one-dimensional array as an array of its dtype.
+
+        Raises:
+            OutOfBoundsError: the access passes an end of the array.
+            MisalignedError: the address is no multiple of `n_bytes`.
+        """
+        data = self.data
+        itemsize = data.itemsize
+        end = index + n_bytes // itemsize
+        if index < 0 or end > self.shape[0]:
+            raise OutOfBoundsError(
+                f"{n_bytes} bytes at element {index} pass the end of {self.name}, which has {self.shape[0]} elements"
+            )
+        if (self.address + index * itemsize) % n_bytes:
+            raise MisalignedError(f"{n_bytes} bytes at element {index} of {self.name} do not start at a multiple of {n_bytes}")
+        return data[index:end]
+
+
+def _aligned_bytes(n_bytes: int) -> np.ndarray:
+    buffer = np.full(n_bytes + _BUFFER_ALIGNMENT, _POISON, np.uint8)
+    start = -buffer.__array_interface__["data"][0] % _BUFFER_ALIGNMENT
+    return buffer[start : start + n_bytes]
+
+
+class SharedMemory:
+    """The shared memory of one block; an instance stands for `cuda.shared` while the block runs.
+
+    It is one window of bytes, as on a GPU, so a shared address is an offset into it. An array is keyed by the place
+    of its call (not by its line). An array declared without an alignment gets none beyond its element
+    size, on purpose: 128-bit accesses to it are then reported, since on a GPU they work only by luck.
+    """
+
+    def __init__(self, dynamic_bytes: int) -> None:
+        self.dynamic_bytes = dynamic_bytes
+        self.window = _aligned_bytes(dynamic_bytes + STATIC_SHARED_LIMIT + 16)
+        self.used = dynamic_bytes
+        self._base: int = self.window.__array_interface__["data"][0]
+        self._static: dict[tuple, SimulatedArray] = {}
+
+    def array(self, shape, dtype, alignment: int | None = None) -> SimulatedArray:
+        """Declare an array of the block, or return it when another thread has declared it already."""
+        dtype = as_numpy_dtype(dtype)
+        if shape == 0 or shape == (0,):
+            count = self.dynamic_bytes // dtype.itemsize
+            return SimulatedArray(self.window[: count * dtype.itemsize].view(dtype), "dynamic shared memory")
+        frame = sys._getframe(1)
+        key = (frame.f_code, frame.f_lasti)
+        if key not in self._static:
+            self._static[key] = self._allocate(shape, dtype, alignment, frame.f_lineno)
+        return self._static[key]
+
+    def _allocate(self, shape, dtype: np.dtype, alignment: int | None, line: int) -> SimulatedArray:
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        if alignment is None:
+            offset = -(-self.used // 16) * 16 + (dtype.itemsize if dtype.itemsize < 16 else 0)
+        else:
+            offset = -(-self.used // alignment) * alignment
+        if offset + n_bytes - self.dynamic_bytes > STATIC_SHARED_LIMIT + 16:
+            raise LaunchError(
+                f"more than {STATIC_SHARED_LIMIT} bytes of static shared memory: use dynamic shared memory for more"
+            )
+        self.used = offset + n_bytes
+        data = self.window[offset : offset + n_bytes].view(dtype).reshape(shape)
+        return SimulatedArray(data, f"shared array of line {line}")
+
+    def address(self, array: SimulatedArray, index: int) -> int:
+        """Return the shared address (an offset into the window) of element `index` of a shared array."""
+        offset = array.address - self._base
+        if not 0 <= offset < self.window.size:
+            raise OutOfBoundsError(f"{array.name} does not lie in shared memory")
+        return offset + int(index) * array.itemsize
+
+    def bytes_at(self, address: int, n_bytes: int) -> np.ndarray:
+        """Return `n_bytes` of the window at a shared address that must be a multiple of `n_bytes`."""
+        if not 0 <= address <= self.used - n_bytes:
+            raise OutOfBoundsError(f"{n_bytes} bytes at shared address {address} pass the {self.used} bytes declared")
+        if address % n_bytes:
+            raise MisalignedError(f"{n_bytes} bytes at shared address {address} do not start at a multiple of {n_bytes}")
+        return self.window[address : address + n_bytes]
+
+
+class LocalMemory:
+    """Stands for `cuda.local`: arrays that belong to one thread."""
+
+    def array(self, shape, dtype, alignment: int | None = None) -> SimulatedArray:
+        """Return a fresh array; a GPU keeps it in registers or in local memory."""
+        dtype = as_numpy_dtype(dtype)
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        return SimulatedArray(_aligned_bytes(n_bytes).view(dtype).reshape(shape), "local array")
