@@ -55,10 +55,17 @@ def show_source(obj: Any) -> Source:
     return Source(obj)
 
 
-def show_check(name: str, ok: bool, detail: str = "") -> bool:
+class Verdict(int):
+    """True or False (1 or 0) that a notebook does not print once more when it is the last value of a cell."""
+
+    def _ipython_display_(self) -> None:
+        """Show nothing: the verdict's line is printed already."""
+
+
+def show_check(name: str, ok: bool, detail: str = "") -> Verdict:
     """Print one verdict line and return `ok`; `detail` holds only what CPU and GPU share, rounded."""
     print(f"{'✓' if ok else '✗'} {name}" + (f": {detail}" if detail else ""))
-    return bool(ok)
+    return Verdict(bool(ok))
 
 
 class Table:

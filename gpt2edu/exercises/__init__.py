@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gpt2edu.show import show_check
+from gpt2edu.show import Verdict, show_check
 
 NOT_YET = "not yet: the starter is still in place"
 
@@ -21,7 +21,7 @@ def check_cases(
     answer: Callable[..., Any],
     cases: Iterable[tuple[tuple[Any, ...], Any]],
     same: Callable[[Any, Any], bool] = operator.eq,
-) -> bool:
+) -> Verdict:
     """Print whether `answer(*arguments)` gives the expected value in every case, and return it.
 
     Args:

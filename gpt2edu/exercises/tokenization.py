@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 
 from gpt2edu.bpe import BytePairEncoder, Pair
 from gpt2edu.exercises import check_cases
+from gpt2edu.show import Verdict
 from gpt2edu.tokenizer import load_tokenizer
 
 _TEXT = "low lower lowest slow"
 _MIXED = "안녕, 세계! 🙂 café"
 
 
-def check_bytes_per_token(answer: Callable[[str, Sequence[int]], float]) -> bool:
+def check_bytes_per_token(answer: Callable[[str, Sequence[int]], float]) -> Verdict:
     """Exercise 1: `answer(text, ids)` is the mean number of UTF-8 bytes in a token."""
     gpt2 = load_tokenizer("gpt2")
     texts = (_TEXT, _MIXED, " Hello" * 4)
@@ -22,7 +23,7 @@ def check_bytes_per_token(answer: Callable[[str, Sequence[int]], float]) -> bool
     return check_cases("bytes_per_token", answer, cases, same=lambda got, expected: abs(got - expected) < 1e-9)
 
 
-def check_most_frequent_pair(answer: Callable[[Sequence[int]], Pair]) -> bool:
+def check_most_frequent_pair(answer: Callable[[Sequence[int]], Pair]) -> Verdict:
     """Exercise 2: `answer(ids)` is the neighbouring pair that occurs most often; a tie goes to the smaller ids."""
     lists = ([1, 2, 3, 1, 2], [5, 4, 3, 2, 1], [7, 7, 7, 1, 2, 1, 2], [2, 1, 9, 2, 0, 9, 2], list(b"the cat, the hat"))
     cases = []
@@ -32,7 +33,7 @@ def check_most_frequent_pair(answer: Callable[[Sequence[int]], Pair]) -> bool:
     return check_cases("most_frequent_pair", answer, cases, same=lambda got, expected: tuple(got) == expected)
 
 
-def check_encode_by_replay(answer: Callable[[bytes, Sequence[Pair]], Sequence[int]]) -> bool:
+def check_encode_by_replay(answer: Callable[[bytes, Sequence[Pair]], Sequence[int]]) -> Verdict:
     """Exercise 3: `answer(chunk, merges)` are the ids of a chunk, each merge applied once in the order learned."""
     encoder = BytePairEncoder.train(_TEXT, 10)
     words = ("low", "slowest", " lowest", "owl", "", "한")
@@ -42,7 +43,7 @@ def check_encode_by_replay(answer: Callable[[bytes, Sequence[Pair]], Sequence[in
     return check_cases("encode_by_replay", answer, cases, same=lambda got, expected: list(got) == expected)
 
 
-def check_stream_text(answer: Callable[[Sequence[bytes]], Sequence[str]]) -> bool:
+def check_stream_text(answer: Callable[[Sequence[bytes]], Sequence[str]]) -> Verdict:
     """Exercise 4: `answer(pieces)` gives for each token's bytes the characters that they complete."""
     gpt2 = load_tokenizer("gpt2")
     cases = []
