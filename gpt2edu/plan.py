@@ -17,7 +17,7 @@ from gpt2edu.parameters import n_parameters
 from gpt2edu.presets import PRESETS, SHARD_TOKENS, Preset
 
 VAL_TOKENS = 10_485_760  # what validation reads of a large split
-HELLASWAG_TOKENS = 10_042 * 4 * 1024  # 4 endings of each example, padded to the context, as llm.c evaluates
+HELLASWAG_TOKENS = 10_042 * 4 * 192  # 4 endings of each example, padded to the longest
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # fp32 weights and two moments
 
 
@@ -56,9 +56,9 @@ CORE_FLOP_PER_S = 40e9  # of one processor core in fp32
 USABLE_MEMORY = 0.85  # of a GPU's memory; the rest is the context's, NCCL's and the allocator's
 
 ASSUMPTIONS = f"""\
-Assumed: MFU and price as in the table (A100 and H100 prices as in llm.c's scripts, the others typical), and 8 GPUs
-{8 * SEVERAL_GPUS_EFFICIENCY:.1f} times as fast as one. Validation and HellaSwag are included, preparing the data is not.
-Measured by llm.c's author for gpt2-124m, training alone: 8 x A100 80GB 300 ms a step (MFU 56 %, 94 minutes, about $20),
+Assumed: MFU and price as in the table (A100 and H100 prices as in llm.c's scripts, the others typical); 8 GPUs are
+{8 * SEVERAL_GPUS_EFFICIENCY:.1f} times as fast as one. Validation and HellaSwag are included, the data stage is not.
+Measured by llm.c's author for gpt2-124m, training alone: 8 x A100 80GB 300 ms a step (MFU 56 %, 94 minutes, $20),
 8 x H100 140 ms a step (MFU 38 %, 46 minutes)."""
 
 
