@@ -1,11 +1,11 @@
-"""The command line of `gpt2edu.train`: llm.c's flags with long names beside them, and the table of settings."""
+"""The command line of `gpt2edu.train`: llm.c's flags, with long names beside them."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from gpt2edu.config import TrainConfig
@@ -47,9 +47,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage."""
-        if "argument -h/" in message:
-            message = HELLASWAG_HINT
-        raise UsageError(f"{message.removeprefix('argument ')} (see --help)")
+        is_hellaswag = message.startswith("argument -h/")
+        raise UsageError(HELLASWAG_HINT if is_hellaswag else f"{message.removeprefix('argument ')} (see --help)")
 
 
 def integer(minimum: int) -> Callable[[str], int]:
@@ -254,19 +253,3 @@ def check_settings(settings: TrainConfig) -> None:
         raise UsageError("-y 1 needs the folder of the run to go on with; add -o")
     if settings.resume and settings.overwrite:
         raise UsageError("-y 1 goes on with a run and --overwrite removes it; give one of the two")
-
-
-def settings_table(sections: Iterable[Iterable[tuple[str, Any]]]) -> str:
-    """Return a table in llm.c's form; a rule separates the sections."""
-    rule = f"+-{'-' * 21}-+-{'-' * 50}-+"
-    lines = [rule, f"| {'Parameter':21} | {'Value':50} |", rule]
-    for rows in sections:
-        lines += [f"| {name:21} | {_shown(value):50} |" for name, value in rows]
-        lines.append(rule)
-    return "\n".join(lines)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f"{value:e}" if isinstance(value, float) else str(value)

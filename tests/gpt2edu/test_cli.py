@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from gpt2edu.cli import FLAGS, LONG_NAMES, build_parser, parse_settings, settings_table
+from gpt2edu.cli import FLAGS, LONG_NAMES, build_parser, parse_settings
 from gpt2edu.config import TrainConfig
 from gpt2edu.errors import UsageError
 
@@ -167,10 +167,3 @@ def test_help_is_help_and_tells_the_exceptions(capsys):
     text = capsys.readouterr().out
     for flag in ("-h ", "-m ", "-y 0", "-z 2|3", "-pi", "--hellaswag", "10,485,760", "examples", "--overwrite"):
         assert flag in text
-
-
-def test_the_settings_table_has_llmcs_form():
-    lines = settings_table([[("total batch size", 524288)], [("learning rate (LR)", 6e-4)]]).splitlines()
-    assert lines[0] == "+-----------------------+----------------------------------------------------+"
-    assert lines[3] == "| total batch size      | 524288                                             |"
-    assert lines[5] == "| learning rate (LR)    | 6.000000e-04                                       |"
