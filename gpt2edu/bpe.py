@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import regex
 
@@ -24,9 +25,9 @@ CACHE_SIZE = 200_000  # chunks remembered by an encoder, tens of MB at most
 
 
 def split(text: str) -> list[str]:
-    """Cut text into chunks that no token may cross; joined again they are the text.
+    """Cut text into chunks; no token may reach from one into the next.
 
-    A lone surrogate (half of a UTF-16 pair, which UTF-8 cannot express) becomes U+FFFD, as in tiktoken.
+    A lone surrogate, half of a character that UTF-8 cannot express, becomes U+FFFD.
     """
     try:
         text.encode()
@@ -36,7 +37,7 @@ def split(text: str) -> list[str]:
 
 
 def merge(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
-    """Return `ids` with every occurrence of `pair`, from left to right, replaced by `new_id`."""
+    """Return `ids` with each `pair`, from left to right, replaced by `new_id`."""
     merged, i = [], 0
     while i < len(ids):
         if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
@@ -49,10 +50,11 @@ def merge(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
 
 
 def learn_merges(chunks: Iterable[str], n_merges: int) -> list[Pair]:
-    """Return up to `n_merges` pairs in the order they were learned; stop early when no pair occurs twice.
+    """Return up to `n_merges` pairs in the order they were learned.
 
-    Each time the most frequent pair wins, and a tie goes to the smaller ids. Equal chunks are kept once, with
-    their number as a weight, and a merge touches only the words that hold its pair.
+    Each time the most frequent pair wins; a tie goes to the smaller ids. Stops
+    early when no pair occurs twice. Equal chunks are kept once, with their number
+    as a weight, and a merge touches only the words that hold its pair.
     """
     counted = Counter(chunks)
     words = [list(chunk.encode()) for chunk in counted]
@@ -60,7 +62,7 @@ def learn_merges(chunks: Iterable[str], n_merges: int) -> list[Pair]:
     pair_counts: Counter[Pair] = Counter()
     words_with: defaultdict[Pair, set[int]] = defaultdict(set)
     for w, word in enumerate(words):
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pair_counts[pair] += weights[w]
             words_with[pair].add(w)
 
@@ -69,7 +71,7 @@ def learn_merges(chunks: Iterable[str], n_merges: int) -> list[Pair]:
     heapq.heapify(heap)
     while heap and len(merges) < n_merges:
         count, best = heapq.heappop(heap)
-        if -count != pair_counts[best]:  # an old entry: earlier merges used up some of these pairs
+        if -count != pair_counts[best]:  # earlier merges used up some of them
             heapq.heappush(heap, (-pair_counts[best], best))
             continue
         if -count < 2:
@@ -79,9 +81,9 @@ def learn_merges(chunks: Iterable[str], n_merges: int) -> list[Pair]:
         new_pairs = set()
         for w in words_with.pop(best):
             word, words[w] = words[w], merge(words[w], best, new_id)
-            for pair in zip(word, word[1:], strict=False):
+            for pair in pairwise(word):
                 pair_counts[pair] -= weights[w]
-            for pair in zip(words[w], words[w][1:], strict=False):
+            for pair in pairwise(words[w]):
                 pair_counts[pair] += weights[w]
                 if new_id in pair:
                     words_with[pair].add(w)
@@ -96,8 +98,7 @@ class BytePairEncoder:
 
     Attributes:
         merges: pairs of ids; number i made the token 256 + i.
-        vocab: the bytes of each id: 256 single bytes, the merges, then `<|endoftext|>`.
-        eot: the id of `<|endoftext|>`, the last one.
+        vocab: the bytes of each id: 256 single bytes, the merges, then `<|endoftext|>`, whose id is `eot`.
     """
 
     def __init__(self, merges: Iterable[Pair], byte_order: Sequence[int] = range(256)):
@@ -119,12 +120,11 @@ class BytePairEncoder:
         return cls(learn_merges(split(text), n_merges))
 
     def encode_chunk(self, chunk: bytes) -> list[int]:
-        """Return the ids of one chunk: start from bytes, and apply the oldest merge that fits until none does."""
+        """Return the ids of one chunk: from bytes, the oldest merge that fits first."""
         ids = [self._id_of_byte[byte] for byte in chunk]
         while len(ids) > 1:
-            candidates = [self._id_of_pair.get(pair, self.eot) for pair in zip(ids, ids[1:], strict=False)]
-            new_id = min(candidates)
-            if new_id == self.eot:
+            new_id = min(self._id_of_pair.get(pair, self.eot) for pair in pairwise(ids))
+            if new_id == self.eot:  # no pair has a merge
                 break
             ids = merge(ids, self.merges[new_id - 256], new_id)
         return ids

@@ -122,7 +122,7 @@ def _read_gpt2_merges() -> tuple[str, str]:
         path = Path(spec.origin).parent / "data" / "vocab.bpe"
         data = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(data).hexdigest() == GPT2_MERGES_SHA256:
-            return data.decode(), f"the installed package {VOCABULARY_PACKAGE}"
+            return data.decode(), f"the package {VOCABULARY_PACKAGE}"
     os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(data_dir() / "tiktoken"))
     try:
         data = tiktoken.load.read_file_cached(GPT2_MERGES_URL, GPT2_MERGES_SHA256)
@@ -161,7 +161,7 @@ def _gpt2_encoder(merges_text: str) -> BytePairEncoder:
 def _load_gpt2() -> Gpt2Tokenizer:
     merges_text, origin = _read_gpt2_merges()
     encoder = _gpt2_encoder(merges_text)
-    source = f"GPT-2's vocabulary, {len(encoder.vocab):,} tokens, from {origin} (SHA-256 verified)"
+    source = f"GPT-2: {len(encoder.vocab):,} tokens from {origin}, SHA-256 verified"
     return Gpt2Tokenizer(encoder, source)
 
 
@@ -186,7 +186,7 @@ def train_tokenizer(text: str | bytes, vocab_size: int) -> BpeTokenizer:
             f"the text is too small for a vocabulary of {vocab_size:,} tokens; "
             f"give more text or choose at most {len(encoder.vocab):,}"
         )
-    return BpeTokenizer(encoder, f"our own byte-pair vocabulary, {vocab_size:,} tokens, trained just now")
+    return BpeTokenizer(encoder, f"our own vocabulary: {vocab_size:,} tokens, trained just now")
 
 
 def _checksum(merges: list[Any]) -> str:
@@ -234,7 +234,7 @@ def load_tokenizer(spec: str | os.PathLike[str] = "gpt2") -> Tokenizer:
         ) from problem
     merges = _checked_merges(path, text)
     encoder = BytePairEncoder(merges)
-    return BpeTokenizer(encoder, f"our own byte-pair vocabulary, {len(encoder.vocab):,} tokens, from {path}")
+    return BpeTokenizer(encoder, f"our own vocabulary: {len(encoder.vocab):,} tokens from {path}")
 
 
 def _checked_merges(path: Path, text: str) -> list[tuple[int, int]]:

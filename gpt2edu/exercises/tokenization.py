@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from gpt2edu.bpe import BytePairEncoder, Pair
 from gpt2edu.exercises import check_cases
@@ -28,7 +29,7 @@ def check_most_frequent_pair(answer: Callable[[Sequence[int]], Pair]) -> Verdict
     lists = ([1, 2, 3, 1, 2], [5, 4, 3, 2, 1], [7, 7, 7, 1, 2, 1, 2], [2, 1, 9, 2, 0, 9, 2], list(b"the cat, the hat"))
     cases = []
     for ids in lists:
-        counts = Counter(zip(ids, ids[1:], strict=False))
+        counts = Counter(pairwise(ids))
         cases.append(((ids,), min(counts, key=lambda pair: (-counts[pair], pair))))
     return check_cases("most_frequent_pair", answer, cases, same=lambda got, expected: tuple(got) == expected)
 
