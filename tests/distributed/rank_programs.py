@@ -1,0 +1,108 @@
+"""What the tests run on several ranks: `mpiexec -n N python rank_programs.py NAME ARGUMENTS`."""
+
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gpt2edu.config import ModelConfig, TrainConfig
+from gpt2edu.distributed import make_communicator, rank_zero_print
+from gpt2edu.errors import Gpt2EduError, UsageError, run_main
+from gpt2edu.parameters import n_parameters, shards_of_rank
+
+CONFIG = ModelConfig.from_descriptor("d2,h3,c48,t12,v100")  # 1, 2, 3 and 4 ranks divide its tensors
+
+
+def random_flat(seed: int) -> torch.Tensor:
+    """Return values whose sum depends on the order of addition."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.randint(-12, 12, (n_parameters(CONFIG),), generator=generator)
+    return torch.randn(n_parameters(CONFIG), generator=generator) * 2.0**scale
+
+
+def collectives(folder: str) -> None:
+    """Save what each rank gets."""
+    with make_communicator("cpu") as communicator:
+        rank = communicator.rank
+        shards = list(shards_of_rank(CONFIG, rank, communicator.world_size))
+        flat = random_flat(rank)
+        communicator.reduce_scatter_mean(flat, shards)
+        own = torch.cat([flat[shard.offset : shard.offset + shard.size] for shard in shards])
+        communicator.all_gather(flat, shards)
+        communicator.require_equal("nothing", 5)
+        np.savez(
+            Path(folder) / f"rank{rank}.npz",
+            own=own,
+            all=flat,
+            sum=communicator.sum_float([1e16, 1.0, -1e16, 1.0][rank]),
+            gathered=communicator.gather(rank * 10),
+            broadcast=communicator.broadcast(f"from {rank}", root=2),
+            local_rank=communicator.local_rank,
+            world_size=communicator.world_size,
+        )
+        rank_zero_print(communicator, "printed")
+        communicator.barrier()
+
+
+def fail(kind: str) -> None:
+    """Fail on all ranks or on one, while the others wait."""
+    with make_communicator("cpu") as communicator:
+        if kind == "all":
+            raise UsageError("-z 7 is wrong")
+        if kind == "disagree":
+            communicator.require_equal("the step", communicator.rank)
+        if communicator.rank == 1:
+            if kind == "one":
+                raise Gpt2EduError("the disk of rank 1 is full")
+            if kind == "defect":
+                raise ZeroDivisionError("a defect")
+            if kind == "abort":
+                communicator.abort("stop", 5)
+        communicator.barrier()
+
+
+def uncaught() -> None:
+    """Raise outside of `with` and of `run_main`, on one rank."""
+    communicator = make_communicator("cpu")
+    if communicator.rank == 1:
+        raise ZeroDivisionError("a defect")
+    communicator.barrier()
+
+
+def one_gpu() -> None:
+    """Start as if the machine had one GPU."""
+    torch.cuda.device_count = lambda: 1
+    torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(uuid="the only one")
+    make_communicator("cuda")
+
+
+def checkpoint(folder: str) -> None:
+    """Save a checkpoint of known arrays, sharded."""
+    from gpt2edu.checkpoint import save_checkpoint  # late: the other programs start faster without
+    from gpt2edu.loader import TrainLoader
+
+    with make_communicator("cpu") as communicator:
+        ranks = {"rank": communicator.rank, "world_size": communicator.world_size}
+        shards = list(shards_of_rank(CONFIG, **ranks))
+        whole = {"m": random_flat(1), "v": random_flat(2)}
+        save_checkpoint(
+            Path(folder) / "run",
+            6,
+            config=CONFIG,
+            flat_parameters=random_flat(0),
+            state_arrays={k: torch.cat([a[s.offset : s.offset + s.size] for s in shards]) for k, a in whole.items()},
+            settings=TrainConfig(),
+            loader=TrainLoader(Path(folder) / "*.bin", 8, 8, **ranks, vocab_size=100),
+            extra={},
+            communicator=communicator,
+        )
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    if name == "uncaught":
+        uncaught()
+    else:
+        run_main(lambda _: globals()[name](*arguments))
