@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import re
@@ -37,6 +38,7 @@ ROW_REQUIRED = {
 ROW_OPTIONAL = {
     "gb_per_s": float,
     "tflop_per_s": float,
+    "n_runs": int,
     "tokens_per_s": float,
     "ceiling_share": float,
     "torch_ms": float,
@@ -44,6 +46,7 @@ ROW_OPTIONAL = {
     "max_error": float,
     "baseline_error": float,
 }
+PACKAGES = ("torch", "numba", "numba-cuda", "numpy")
 CEILINGS = {"copy_gb_per_s", "matmul_tflop_per_s"}
 
 
@@ -55,7 +58,7 @@ class Results:
     name: str
     gpu: str
     driver: str
-    versions: dict[str, str]
+    versions: dict[str, str]  # of packages; `source` is a hash of gpt2edu and kernels
     date: str  # YYYY-MM-DD
     commit: str
     dirty: bool  # the tree differed from the commit
@@ -107,13 +110,9 @@ def load_results(name: str | None = None, folder: Path = RESULTS_DIR) -> list[Re
     """
     loaded = []
     for path in sorted(folder.glob(f"{name or '*'}.*.json")):
-        try:
-            results = Results(**json.loads(path.read_text(encoding="utf-8")))
-            results.validate()
-            if path.name != f"{results.name}.{gpu_slug(results.gpu)}.json":
-                raise ValueError(f"it holds {results.name} on {results.gpu}, which belongs in another file")
-        except (ValueError, TypeError) as problem:
-            raise Gpt2EduError(f"{path}: not a results file ({problem}); measure again with gpt2edu.bench") from problem
+        results = _read(path)
+        if path.name != f"{results.name}.{gpu_slug(results.gpu)}.json":
+            raise Gpt2EduError(f"{path}: it holds {results.name} on {results.gpu}, which belongs in another file")
         loaded.append(results)
     return loaded
 
@@ -139,21 +138,49 @@ def write_results(
         name=name,
         gpu=gpu,
         driver=driver,
-        versions={package: _version(package) for package in ("gpt2edu", "torch", "numba", "numba-cuda", "numpy")},
+        versions={"source": source_fingerprint()} | {package: _version(package) for package in PACKAGES},
         date=datetime.date.today().isoformat(),
         commit=commit,
         dirty=dirty,
         command=command,
         ceilings=ceilings,
-        rows=list(rows),
+        rows=[{field: _rounded(value) for field, value in row.items()} for row in rows],
     )
+    return _store(results, folder)
+
+
+def stamp_results(path: Path, folder: Path = RESULTS_DIR) -> Path:
+    """Take over a file that was measured on a copy of this source without git: give it the commit.
+
+    Raises:
+        Gpt2EduError: the source here is not what was measured, or is not committed.
+    """
+    results = _read(path)
+    commit, dirty = repository_state()
+    if results.versions["source"] != source_fingerprint():
+        raise Gpt2EduError(f"{path}: measured on other source than is here; measure again")
+    if dirty:
+        raise Gpt2EduError(f"{path}: gpt2edu or kernels differ from the last commit; commit them first")
+    return _store(dataclasses.replace(results, commit=commit, dirty=False), folder)
+
+
+def _store(results: Results, folder: Path) -> Path:
     results.validate()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.{gpu_slug(gpu)}.json"
+    path = folder / f"{results.name}.{gpu_slug(results.gpu)}.json"
     with atomic_write(path, "w") as file:
         json.dump(dataclasses.asdict(results), file, indent=1, ensure_ascii=False)
         file.write("\n")
     return path
+
+
+def _read(path: Path) -> Results:
+    try:
+        results = Results(**json.loads(path.read_text(encoding="utf-8")))
+        results.validate()
+    except (OSError, ValueError, TypeError) as problem:
+        raise Gpt2EduError(f"{path}: not a results file ({problem}); measure again with gpt2edu.bench") from problem
+    return results
 
 
 def gpu_slug(gpu: str) -> str:
@@ -171,9 +198,23 @@ def repository_state() -> tuple[str, bool]:
     return commit, bool(changed)
 
 
+def source_fingerprint() -> str:
+    """Return a hash of the Python files of both packages: what a measurement measured."""
+    digest = hashlib.sha256()
+    for package in ("gpt2edu", "kernels"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _rounded(value: Any) -> Any:
+    """Return a float with six significant digits, anything else as it is."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _version(package: str) -> str:

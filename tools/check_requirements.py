@@ -10,20 +10,22 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tools" / "requirements.checked"
 FILES = ("requirements.txt", "requirements-cu12.txt")
-INPUTS = (*FILES, "requirements-common.txt", "pyproject.toml")
 
 
 def fingerprint() -> str:
-    """Return one hash over all files that decide what is resolved."""
-    digest = hashlib.sha256()
-    for name in INPUTS:
-        digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
-    return digest.hexdigest()
+    """Return one hash over everything that decides what is resolved: pins and the package's dependencies."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [project["requires-python"], *project["dependencies"]]
+    for name in (*FILES, "requirements-common.txt"):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        wanted += [name, *(pin for line in lines if (pin := line.split("#")[0].strip()))]
+    return hashlib.sha256("\n".join(wanted).encode()).hexdigest()
 
 
 def main() -> int:

@@ -1,0 +1,103 @@
+"""The benches at toy size on a CPU: what they write, and what stands in the README."""
+
+import argparse
+import json
+import subprocess
+
+import pytest
+import torch
+
+from gpt2edu import bench, results
+from gpt2edu.errors import Gpt2EduError, UsageError
+from gpt2edu.results import load_results, stamp_results, write_results
+
+TOY = ["train_loop", "--device", "cpu", "-e", "d2,h2,c32,t32,v256", "-b", "2", "-t", "16", "-d", "64"]
+ROW = {"op": "step", "variant": "trainer, torch engine", "dtype": "bf16", "n_runs": 25}
+ROW |= {"shape": {"B": 64, "T": 1024, "tokens": 524288}, "median_ms": 1000.0, "min_ms": 999.0, "max_ms": 1001.0}
+ROW |= {"tokens_per_s": 524288.0, "tflop_per_s": 421.254, "torch_ms": 990.0, "torch_ratio": 0.99}
+
+
+def test_time_interleaved_takes_turns():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = bench.time_interleaved(functions, n_blocks=2, block_steps=2, warmup=1, sync=lambda: None)
+    assert "".join(calls) == "ab" + 2 * ("aaa" + "bbb")
+    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4}
+
+
+def test_train_loop_writes_a_results_file(tmp_path):
+    assert bench.main([*TOY, "--blocks", "2", "--block-steps", "2", "--warmup", "1", "--output", str(tmp_path)]) == 0
+    (found,) = load_results("train_loop", tmp_path)
+    trainer, bare = found.rows
+    assert (trainer["variant"], bare["variant"]) == ("trainer, torch engine", "bare PyTorch loop")
+    assert trainer["n_runs"] == bare["n_runs"] == 4
+    assert trainer["torch_ratio"] == pytest.approx(bare["median_ms"] / trainer["median_ms"], rel=1e-5)
+    assert bare["torch_ratio"] == 1.0
+    assert bare["tokens_per_s"] == pytest.approx(64 / bare["median_ms"] * 1e3, rel=1e-5)
+    assert found.command == "python -m gpt2edu.bench " + " ".join([*TOY, *found.command.split()[len(TOY) + 3 :]])
+
+
+def test_the_bare_loop_learns(tmp_path):
+    arguments = argparse.Namespace(model="d2,h2,c32,t32,v256", micro_batch=2, seq_len=16, total_batch=64, recompute=0)
+    settings = bench._train_settings(arguments, torch.device("cpu"), tmp_path)
+    settings.learning_rate = 1e-2
+    loop = bench.BareLoop(settings, 2, "fp32", torch.device("cpu"))
+    before = loop.losses(loop.inputs_BT, loop.targets_BT).mean().item()
+    for _ in range(5):
+        loop.step()
+    assert loop.losses(loop.inputs_BT, loop.targets_BT).mean().item() < before - 0.1
+
+
+def test_results_of_a_cpu_do_not_go_into_the_book():
+    with pytest.raises(UsageError, match="--output is needed on cpu"):
+        bench.main(TOY)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A git repository that stands in for ours."""
+    root = tmp_path / "repository"
+    (root / "gpt2edu").mkdir(parents=True)
+    (root / "gpt2edu" / "a.py").write_text("1")
+    monkeypatch.setattr(results, "ROOT", root)
+    return root
+
+
+def commit(root):
+    for arguments in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"],
+    ):
+        subprocess.run(["git", *arguments], cwd=root, check=True)
+
+
+def test_stamp_gives_the_commit_of_the_same_source(tmp_path, repository):
+    measured = write_results("train_loop", [ROW], {}, gpu="H100", driver="580", command="x", folder=tmp_path / "there")
+    assert json.loads(measured.read_text())["commit"] == "unknown"
+    with pytest.raises(Gpt2EduError, match="commit them first"):
+        stamp_results(measured, tmp_path)
+    commit(repository)
+    stamped = json.loads(stamp_results(measured, tmp_path).read_text())
+    assert len(stamped["commit"]) == 40 and not stamped["dirty"]
+    (repository / "gpt2edu" / "a.py").write_text("2")
+    with pytest.raises(Gpt2EduError, match="measured on other source"):
+        stamp_results(measured, tmp_path)
+
+
+def test_readme_table_holds_the_numbers_of_the_files(tmp_path, monkeypatch):
+    write_results("train_loop", [ROW], {}, gpu="NVIDIA H100", driver="580", command="x", folder=tmp_path)
+    monkeypatch.setattr(bench, "load_results", lambda name: load_results(name, tmp_path))
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(["# Title", *bench.README_MARKERS, "after", ""]))
+    for _ in range(2):  # a second time changes nothing
+        bench.update_readme(readme)
+        text = readme.read_text()
+        assert "| NVIDIA H100 | trainer, torch engine | 1,000 | 524,288 | 421 | 0.990 |" in text
+        assert text.startswith("# Title\n" + bench.README_MARKERS[0]) and text.endswith("\nafter\n")
+
+
+def test_the_readme_is_up_to_date():
+    text = (bench.ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = bench.README_MARKERS
+    assert text.partition(begin)[2].partition(end)[0].strip() == bench.readme_table(), "run gpt2edu.bench readme"

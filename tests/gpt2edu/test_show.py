@@ -1,0 +1,95 @@
+"""What chapters print is the same everywhere, and the source shown is the source that runs."""
+
+import inspect
+
+import pytest
+
+from gpt2edu import show as module
+from gpt2edu.config import ModelConfig
+from gpt2edu.exercises import NOT_YET, check_cases
+from gpt2edu.results import write_results
+from gpt2edu.show import Table, setup, show_check, show_results, show_source
+
+
+def test_show_source_is_the_source():
+    source = show_source(ModelConfig.from_descriptor)
+    expected = inspect.cleandoc("\n" + inspect.getsource(ModelConfig.from_descriptor))
+    assert source._repr_markdown_() == f"```python\n# gpt2edu/config.py\n{expected}\n```"
+    assert repr(source).splitlines()[0] == "# gpt2edu/config.py"
+
+
+def test_show_source_looks_through_a_numba_dispatcher():
+    from numba import njit
+
+    def add(a, b):
+        return a + b
+
+    assert "return a + b" in repr(show_source(njit(add)))
+
+
+@pytest.mark.parametrize(("ok", "line"), [(True, "✓ loss: ln V"), (False, "✗ loss: ln V")])
+def test_show_check_prints_a_verdict(ok, line, capsys):
+    assert show_check("loss", ok, "ln V") == ok
+    assert capsys.readouterr().out == line + "\n"
+
+
+def test_show_check_without_detail_and_with_a_numpy_bool(capsys):
+    import numpy as np
+
+    assert show_check("loss", np.bool_(True))
+    assert capsys.readouterr().out == "✓ loss\n"
+
+
+def test_setup_seeds_and_prints_versions(capsys):
+    import torch
+
+    setup()
+    first = torch.rand(3)
+    setup()
+    assert torch.equal(torch.rand(3), first)
+    assert f"torch {torch.__version__}" in capsys.readouterr().out
+
+
+def test_table_in_both_forms():
+    table = Table(["a", "long"], [["1", "2"], ["333", "4"]], "Caption.")
+    assert repr(table) == "a    long\n1    2\n333  4\nCaption."
+    assert table._repr_markdown_() == "| a | long |\n| --- | --- |\n| 1 | 2 |\n| 333 | 4 |\n\nCaption."
+
+
+def test_show_results_prints_what_the_file_says(tmp_path, monkeypatch):
+    row = {"op": "step", "variant": "production", "dtype": "bf16", "shape": {"B": 64, "T": 1024}}
+    row |= {"median_ms": 1045.0, "min_ms": 1040.0, "max_ms": 1050.0, "torch_ratio": 0.994, "tflop_per_s": 400.4}
+    load = module.load_results
+    monkeypatch.setattr(module, "load_results", lambda name: load(name, tmp_path))
+    assert show_results("train_loop").rows == [["train_loop: not measured yet"]]
+    write_results("train_loop", [row], {}, gpu="NVIDIA H200", driver="580", command="x", folder=tmp_path)
+    text = show_results("train_loop", "step", gpu="H200")._repr_markdown_()
+    assert "| NVIDIA H200 | step | production | bf16 | B=64, T=1024 | 1,045.000 | 400 TFLOP/s |  | 0.994 |" in text
+    assert "Measured on NVIDIA H200 (driver 580," in text
+    assert show_results("train_loop", "adamw").rows == [["train_loop: not measured yet"]]
+
+
+def double(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+    ("answer", "ok", "line"),
+    [
+        (double, True, "✓ double: all 2 cases"),
+        (lambda x: None, False, f"✗ double: {NOT_YET}"),
+        (lambda x: x + 1, False, "✗ double: for 3 got 4, expected 6"),
+        (lambda x: 1 / 0, False, "✗ double: 1 raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_check_cases_gives_one_verdict(answer, ok, line, capsys):
+    assert check_cases("double", answer, [((1,), 2), ((3,), 6)]) == ok
+    assert capsys.readouterr().out == line + "\n"
+
+
+def test_a_starter_that_is_not_implemented_is_not_yet(capsys):
+    def starter(x):
+        raise NotImplementedError
+
+    assert not check_cases("double", starter, [((1,), 2)])
+    assert NOT_YET in capsys.readouterr().out
