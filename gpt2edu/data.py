@@ -15,6 +15,7 @@ from gpt2edu.corpora import Corpus, FineWeb, KingJamesBible, ListCorpus, TextFil
 from gpt2edu.download import HUB, READY_MADE, download, download_shards
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
 from gpt2edu.files import data_dir
+from gpt2edu.hellaswag import N_ENDINGS, Example, write_hellaswag
 from gpt2edu.manifest import Manifest
 from gpt2edu.tokenize_corpus import SHARD_TOKENS, TOKENIZER_FILE, prepare_text, split_documents
 from gpt2edu.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -182,8 +183,8 @@ def _fetched(source: str | None, url: str, path: Path, sha256: str) -> Path:
 
 def _tinyshakespeare(args: argparse.Namespace) -> Manifest:
     name = "tiny_shakespeare"
-    downloads = data_dir(args.data_dir) / "downloads"
-    path = _fetched(args.source, SHAKESPEARE_URL, downloads / "tinyshakespeare.txt", SHAKESPEARE_SHA256)
+    kept = data_dir(args.data_dir) / "downloads" / "tinyshakespeare.txt"
+    path = _fetched(args.source, SHAKESPEARE_URL, kept, SHAKESPEARE_SHA256)
     corpus = ListCorpus(shakespeare_sections(path.read_text(encoding="utf-8")), "tinyshakespeare by sections")
     return _prepare(args, corpus, name, "tinyshakespeare", val_tokens=SHAKESPEARE_VAL_TOKENS)
 
@@ -198,38 +199,34 @@ def _text(args: argparse.Namespace) -> Manifest:
     return _prepare(args, corpus, args.name, val_fraction=fraction, val_tokens=args.val_tokens)
 
 
-def read_hellaswag_jsonl(path: Path) -> list[dict]:
-    """Return HellaSwag's questions as {"context": str, "label": int, "endings": [four str]}.
+def read_hellaswag_jsonl(path: Path, tokenizer: Tokenizer) -> list[Example]:
+    """Return HellaSwag's questions, tokenized; an ending goes on after the context with a space, as llm.c has it.
 
     Raises:
-        Gpt2EduError: a line is not one, or there is none.
+        Gpt2EduError: a line is not a question.
     """
     examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() also cuts at U+2028
+    for number, line in enumerate(lines, 1):
         try:
             item = json.loads(line)
-            example = {"context": item["ctx"], "label": int(item["label"]), "endings": list(item["endings"])}
+            endings = [tokenizer.encode(" " + ending) for ending in item["endings"]]
+            example = Example(tokenizer.encode(item["ctx"]), endings, int(item["label"]))
+            if not example.context or len(endings) != N_ENDINGS or example.label not in range(N_ENDINGS):
+                raise ValueError("a context, four endings and a label of 0 to 3 are wanted")
         except (ValueError, KeyError, TypeError) as problem:
             raise Gpt2EduError(f"{path}: line {number} is not a HellaSwag question; get a good copy") from problem
-        if len(example["endings"]) != 4 or not 0 <= example["label"] < 4:
-            raise Gpt2EduError(f"{path}: line {number} has not four endings and a label of 0 to 3; get a good copy")
         examples.append(example)
-    if not examples:
-        raise Gpt2EduError(f"{path}: there is no question in it; get a good copy")
     return examples
 
 
 def _hellaswag(args: argparse.Namespace) -> None:
-    from gpt2edu.evaluate import write_hellaswag_bin
-
-    downloads = data_dir(args.data_dir) / "downloads"
-    examples = read_hellaswag_jsonl(
-        _fetched(args.source, HELLASWAG_URL, downloads / "hellaswag_val.jsonl", HELLASWAG_SHA256)
-    )
     folder = Path(args.out) if args.out else data_dir(args.data_dir) / "hellaswag"
+    source = _fetched(args.source, HELLASWAG_URL, folder / "hellaswag_val.jsonl", HELLASWAG_SHA256)
+    examples = read_hellaswag_jsonl(source, load_tokenizer())
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "hellaswag_val.bin"
-    write_hellaswag_bin(path, examples)
+    write_hellaswag(path, examples)
     print(f"hellaswag: {len(examples):,} questions: {path}")
 
 

@@ -24,7 +24,7 @@ from gpt2edu.tokenize_corpus import begin_or_resume, only_writer
 HUB = "https://huggingface.co"
 RETRIES = 5
 TIMEOUT_S = 30
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 18
 PARALLEL_DOWNLOADS = 4
 
 
