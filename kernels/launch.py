@@ -190,6 +190,7 @@ class Launch:
         self.arguments = tuple(np.float32(a) if isinstance(a, float) else a for a in self.arguments)
 
     def __call__(self) -> None:
+        """Launch the kernel."""
         if self._configured is None:
             grid = self.grid if isinstance(self.grid, tuple) else (self.grid,)
             if 0 in grid:
@@ -202,6 +203,7 @@ class Prepared(tuple):
     """The launches of one operation, in order; calling it launches them all."""
 
     def __call__(self) -> None:
+        """Launch them all."""
         for launch in self:
             launch()
 

@@ -214,8 +214,8 @@ def ldmatrix_x4_trans(typing_context, address):
 def mma_m16n8k16_bf16(typing_context, a, b0, b1, c):
     """Multiply a 16x16 by a 16x8 bfloat16 tile on the tensor cores and add a float32 tile: D = A @ B + C.
 
-    `a` holds four words of two elements, `b0` and `b1` one each, `c` and the result four floats. With
-    g = lane // 4 and q = 2 * (lane % 4): a[0] is A[g, q:q+2], a[1] A[g+8, q:q+2], a[2] A[g, q+8:q+10], a[3] A[g+8, q+8:q+10];
+    `a` holds four words of two elements, `b0` and `b1` one each, `c` and the result four floats. With g = lane // 4
+    and q = 2 * (lane % 4): a[0] is A[g, q:q+2], a[1] A[g+8, q:q+2], a[2] A[g, q+8:q+10], a[3] A[g+8, q+8:q+10];
     b0 is B[q:q+2, g], b1 B[q+8:q+10, g]; c[0], c[1] are C[g, q:q+2], c[2], c[3] C[g+8, q:q+2].
     [Warp Level Matrix: Matrix Fragments for mma.m16n8k16; mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32]
     """

@@ -17,35 +17,39 @@ REAL_DTYPES = {"float32": "float32", "bfloat16": "uint16"}
 
 @dataclass(frozen=True)
 class KernelEntry:
-    """One kernel: its name, its Python function, its signature and the options given to `cuda.jit`."""
+    """One kernel: its name, its Python function, its signatures by variant and the options given to `cuda.jit`."""
 
     name: str
     function: Callable
-    signature: str
+    signatures: dict[str, str]
     options: dict
-
-    def signatures(self) -> dict[str, str]:
-        """Return the Numba signature of each dtype; one under "any" if the kernel does not depend on it."""
-        if "real" not in self.signature:
-            return {"any": self.signature}
-        return {dtype: self.signature.replace("real", held) for dtype, held in REAL_DTYPES.items()}
 
 
 _entries: dict[str, KernelEntry] = {}
 
 
-def kernel(signature: str, **options: object) -> Callable[[Callable], Callable]:
+def _variants(signatures: tuple[str, ...]) -> dict[str, str]:
+    """Write out what `real` stands for; a variant is named by its dtype, or by its place when there is only that."""
+    variants = {}
+    for place, signature in enumerate(signatures):
+        for dtype, held in REAL_DTYPES.items():
+            name = dtype if "real" in signature else "only" if len(signatures) == 1 else str(place)
+            variants[name] = signature.replace("real", held)
+    return variants
+
+
+def kernel(*signatures: str, **options: object) -> Callable[[Callable], Callable]:
     """Decorate a kernel: compile it with `cuda.jit(**options)` when it is launched, and list it.
 
     Args:
-        signature: Numba's notation, for example `"void(real[:, ::1], float32[::1], int64)"`, where `real` stands
+        *signatures: In Numba's notation, for example `"void(real[:, ::1], float32[::1], int64)"`, where `real` stands
             for float32 and for bfloat16 (held as uint16).
         **options: For `cuda.jit`; `launch_bounds` is the greatest number of threads a block.
     """
 
     def decorate(function: Callable) -> Callable:
         name = f"{function.__module__.removeprefix('kernels.')}.{function.__name__}"
-        _entries[name] = KernelEntry(name, function, signature, options)
+        _entries[name] = KernelEntry(name, function, _variants(signatures), options)
         return cuda.jit(**options)(function)
 
     return decorate

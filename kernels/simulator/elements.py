@@ -1,3 +1,4 @@
+# ruff: noqa: D103 (the descriptions are in kernels/elements.py)
 """The stand-ins of `kernels.elements` in the simulator."""
 
 from __future__ import annotations

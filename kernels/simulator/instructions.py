@@ -1,3 +1,4 @@
+# ruff: noqa: D103 (the descriptions are in kernels/ptx.py)
 """The stand-ins of `kernels.ptx` in the simulator: the same names, arguments and results, in NumPy.
 
 An operation of the whole warp is computed once for its 32 lanes. The tensor-core product is summed in float64 and

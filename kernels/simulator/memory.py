@@ -86,9 +86,7 @@ class SimulatedArray:
                 self._refuse(i, axis)
 
     def _refuse(self, index, axis: int) -> None:
-        raise OutOfBoundsError(
-            f"index {index} is outside axis {axis} of {self.name}, whose shape is {self.shape}"
-        )
+        raise OutOfBoundsError(f"index {index} is outside axis {axis} of {self.name}, whose shape is {self.shape}")
 
     @property
     def address(self) -> int:
@@ -112,7 +110,9 @@ class SimulatedArray:
                 f"{n_bytes} bytes at element {index} pass the end of {self.name}, which has {self.shape[0]} elements"
             )
         if (self.address + index * itemsize) % n_bytes:
-            raise MisalignedError(f"{n_bytes} bytes at element {index} of {self.name} do not start at a multiple of {n_bytes}")
+            raise MisalignedError(
+                f"{n_bytes} bytes at element {index} of {self.name} do not start at a multiple of {n_bytes}"
+            )
         return data[index:end]
 
 
@@ -175,7 +175,9 @@ class SharedMemory:
         if not 0 <= address <= self.used - n_bytes:
             raise OutOfBoundsError(f"{n_bytes} bytes at shared address {address} pass the {self.used} bytes declared")
         if address % n_bytes:
-            raise MisalignedError(f"{n_bytes} bytes at shared address {address} do not start at a multiple of {n_bytes}")
+            raise MisalignedError(
+                f"{n_bytes} bytes at shared address {address} do not start at a multiple of {n_bytes}"
+            )
         return self.window[address : address + n_bytes]
 
 
