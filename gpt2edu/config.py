@@ -83,7 +83,7 @@ class ModelConfig:
         numbers = [re.fullmatch(r"([hctv])(\d+)", change) for change in changes]
         if not match or not all(numbers):
             raise UsageError(
-                f"-e {descriptor!r} is neither a .bin file, a checkpoint folder nor a descriptor "
+                f"model {descriptor!r} is neither a .bin file, a checkpoint folder nor a descriptor "
                 "such as d12, gpt2:d48, gpt3:c768 or d4,h4,c256,t256,v1024"
             )
         own = {number[1]: int(number[2]) for number in numbers if number}
@@ -98,7 +98,7 @@ class ModelConfig:
         channels, heads = own.get("c", channels), own.get("h", heads)
         if not (depth and channels and heads):
             raise UsageError(
-                f"-e {descriptor!r}: no such size; depths are {sorted(GPT2_SIZES)}, GPT-3 channels "
+                f"model {descriptor!r}: no such size; depths are {sorted(GPT2_SIZES)}, GPT-3 channels "
                 f"{sorted(GPT3_SIZES)}, and any other depth needs its own h and c, as in d4,h4,c256"
             )
         vocab_size = own.get("v", GPT2_VOCAB_SIZE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import codecs
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from torch import Tensor
 from gpt2edu.config import ModelConfig
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
 from gpt2edu.model import GPT2
-from gpt2edu.tokenizer import Tokenizer, load_tokenizer
-from gpt2edu.weights import load_model
+from gpt2edu.torch_engine import choose_device
+from gpt2edu.weights import find_tokenizer, load_model
 
 
 def choose_token(logits_V: Tensor, *, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
@@ -82,36 +81,17 @@ def _generate(model: GPT2, ids: list[int], n_tokens: int, drawing: dict, cache: 
         yield ids[-1]
 
 
-def find_tokenizer(spec: str | Path, config: ModelConfig, chosen: str | None = None) -> Tokenizer:
-    """Return the tokenizer of a model: the chosen one, the one saved beside the weights, or GPT-2's.
-
-    Raises:
-        UsageError: its vocabulary is not the model's.
-    """
-    path = Path(spec).expanduser()
-    beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
-    ours = beside.exists() and not (beside.parent / "config.json").exists()  # Hugging Face's file has the same name
-    tokenizer = load_tokenizer(chosen or (beside if ours else "gpt2"))
-    if tokenizer.vocab_size != config.vocab_size:
-        raise UsageError(
-            f"{spec} has a vocabulary of {config.vocab_size:,} tokens, tokenizer {tokenizer.name} has "
-            f"{tokenizer.vocab_size:,}; give the tokenizer.json of its training data with --tokenizer"
-        )
-    return tokenizer
-
-
 def model_on_device(config: ModelConfig, flat: Tensor, device: str | None = None) -> GPT2:
     """Return a model with these weights on `device` (default: the GPU if there is one).
 
     Raises:
-        UsageError: there is no such device.
+        Gpt2EduError: there is no such device, or the model does not fit its memory.
     """
+    chosen = choose_device(device)
     try:
-        model = GPT2(config, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError, NotImplementedError) as problem:
-        if isinstance(problem, torch.OutOfMemoryError):
-            raise Gpt2EduError(f"--device {device}: the model does not fit its memory; use --device cpu") from problem
-        raise UsageError(f"--device {device} cannot be used here; try --device cpu") from problem
+        model = GPT2(config, device=chosen)
+    except torch.OutOfMemoryError as problem:
+        raise Gpt2EduError(f"the model does not fit the memory of {chosen}; use --device cpu") from problem
     model.flat_parameters.copy_(flat)
     return model
 

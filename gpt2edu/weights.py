@@ -20,6 +20,7 @@ from gpt2edu.files import atomic_write
 from gpt2edu.huggingface import export_huggingface, import_huggingface
 from gpt2edu.model import GPT2
 from gpt2edu.parameters import n_parameters
+from gpt2edu.tokenizer import Tokenizer, load_tokenizer
 
 MAGIC = 20240326
 HEADER_WORDS = 256
@@ -80,12 +81,13 @@ def read_model_file(path: str | Path) -> tuple[ModelConfig, Tensor]:
     return config, values.view(dtype).float()
 
 
-def load_model(spec: str | Path) -> tuple[ModelConfig, Tensor]:
+def load_model(spec: str | Path, seed: int = 42) -> tuple[ModelConfig, Tensor]:
     """Return a model's shape and flat fp32 parameters on the CPU.
 
     Args:
         spec: a `.bin` file; a run folder, of which the newest checkpoint that verifies counts; a folder or hub name
-            of Hugging Face; or a descriptor such as `d12`, whose weights are drawn with seed 42.
+            of Hugging Face; or a descriptor such as `d12`, whose weights are drawn with `seed`.
+        seed: of a descriptor's weights.
 
     Raises:
         Gpt2EduError: what `spec` names cannot be read.
@@ -100,7 +102,7 @@ def load_model(spec: str | Path) -> tuple[ModelConfig, Tensor]:
         return import_huggingface(name)
     config = ModelConfig.from_descriptor(name)
     model = GPT2(config)
-    model.init_weights()
+    model.init_weights(seed)
     return config, model.flat_parameters
 
 
@@ -118,7 +120,25 @@ def newest_model(folder: Path) -> Path:
             f"{folder} holds no finished checkpoint (no DONE_ file that verifies) and no config.json; "
             "give a run's output folder or a model_*.bin"
         )
-    return folder / f"model_{found.step:08d}.bin"
+    return found.model_path
+
+
+def find_tokenizer(spec: str | Path, config: ModelConfig, chosen: str | None = None) -> Tokenizer:
+    """Return the tokenizer of a model: the chosen one, the one saved beside the weights, or GPT-2's.
+
+    Raises:
+        UsageError: its vocabulary is not the model's.
+    """
+    path = Path(spec).expanduser()
+    beside = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    ours = beside.exists() and not (beside.parent / "config.json").exists()  # Hugging Face's file has the same name
+    tokenizer = load_tokenizer(chosen or (beside if ours else "gpt2"))
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UsageError(
+            f"{spec} has a vocabulary of {config.vocab_size:,} tokens, tokenizer {tokenizer.name} has "
+            f"{tokenizer.vocab_size:,}; give the tokenizer.json of its training data with --tokenizer"
+        )
+    return tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -135,15 +155,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", help=".bin file, run folder, Hugging Face folder or hub name, or descriptor (d12)")
     parser.add_argument("target", type=Path, help="a name in .bin for llm.c's format, else a folder for Hugging Face's")
     parser.add_argument("--dtype", choices=sorted(VERSIONS), default="fp32", help="of a .bin target (default fp32)")
+    parser.add_argument("--tokenizer", help='"gpt2" or a tokenizer.json (default: the one beside the source)')
     arguments = parser.parse_args(argv)
     config, flat = load_model(arguments.source)
     if arguments.target.suffix == ".bin":
         arguments.target.parent.mkdir(parents=True, exist_ok=True)
         write_model_file(arguments.target, config, flat, arguments.dtype)
     else:
-        from gpt2edu.sample import find_tokenizer
-
-        export_huggingface(config, flat, arguments.target, find_tokenizer(arguments.source, config))
+        try:
+            tokenizer = find_tokenizer(arguments.source, config, arguments.tokenizer)
+        except UsageError as problem:
+            print(f"without a vocabulary: {problem}")
+            tokenizer = None
+        export_huggingface(config, flat, arguments.target, tokenizer)
     print(f"wrote {arguments.target}: {config}")
 
 
