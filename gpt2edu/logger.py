@@ -7,13 +7,14 @@ s:250 trl:6.1712 lr:0.000215 norm:1.10   training loss of step 250
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt2edu.errors import Gpt2EduError
+from gpt2edu.errors import Gpt2EduError, disk_full_message
 
 LOG_NAME = "main.log"
 NUMBER = r"([-+]?(?:[\d.]+(?:e[-+]?\d+)?|nan|inf))"
@@ -43,9 +44,15 @@ class MainLog:
             ) from problem
 
     def _append(self, line: str) -> None:
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        except OSError as problem:
+            if problem.errno == errno.ENOSPC:
+                raise Gpt2EduError(disk_full_message(self.path)) from problem
+            raise Gpt2EduError(f"{self.path} cannot be written ({problem.strerror}); mend that and go on") from problem
 
     def log_validation(self, step: int, loss: float) -> None:
         """Write the validation loss (nats a token) of the weights before `step`."""

@@ -130,6 +130,8 @@ def prepare_run(
         first_step=restored.step if restored else 0,
         n_steps=train_loader.steps_per_epoch if settings.max_steps == -1 else settings.max_steps,
     )
+    if run.first_step > run.n_steps:
+        raise UsageError(f"-x {run.n_steps}: the run in {settings.output_dir} is at step {run.first_step} already")
     if restored:
         run.load_extra_state(restored.extra or {})
     elif settings.resume:

@@ -112,7 +112,8 @@ def decide_batch(settings: TrainConfig, world_size: int, saved: dict[str, Any]) 
     is_recipe = (settings.total_batch, settings.seq_len) == RECIPE_124M
     ranks, batch = ORDER_124M if is_recipe and settings.order_ranks is None else (1, None)
     settings.order_ranks = settings.order_ranks or saved.get("order_ranks") or ranks
-    settings.order_batch = settings.order_batch or saved.get("order_batch") or batch
+    same_cut = (settings.total_batch, settings.order_ranks) == (saved.get("total_batch"), saved.get("order_ranks"))
+    settings.order_batch = settings.order_batch or (saved["order_batch"] if same_cut else batch)
 
 
 def choose_micro_batch(engine: TorchEngine, n_sequences: int, communicator: Communicator) -> int:

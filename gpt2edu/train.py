@@ -112,7 +112,8 @@ def run_steps(run: Run, stop: StopRequest) -> TrainResult:
             result.stopped_by = agree(run.communicator, stop.signal)
     result.seconds = time.perf_counter() - started
     result.step_ms = run.throughput.mean_step_ms
-    run.say(f"total average iteration time: {result.step_ms:f} ms")
+    if run.throughput.n_steps:
+        run.say(f"total average iteration time: {result.step_ms:f} ms")
     if result.stopped_by:
         run.say(farewell(result.stopped_by, result.steps, settings.output_dir))
     return result

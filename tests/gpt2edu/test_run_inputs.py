@@ -1,0 +1,98 @@
+"""Batch sizes, data order, tokenizer and HellaSwag file of a run."""
+
+import numpy as np
+import pytest
+
+from gpt2edu.config import ModelConfig, TrainConfig
+from gpt2edu.distributed import SingleProcess
+from gpt2edu.errors import Gpt2EduError, UsageError
+from gpt2edu.run_inputs import check_data, decide_batch, divisors, find_hellaswag, find_tokenizer, out_of_memory
+from gpt2edu.shards import write_shard
+
+GPT2_124M = ModelConfig.from_descriptor("d12")
+TINY = ModelConfig.from_descriptor("d2,h2,c64,t64,v512")
+
+
+def decided(world_size=1, saved=None, **settings):
+    settings = TrainConfig(**settings)
+    decide_batch(settings, world_size, saved or {})
+    return settings.micro_batch, settings.total_batch, settings.order_ranks, settings.order_batch
+
+
+def test_defaults_are_llmcs():
+    assert decided() == (4, 4 * 1024, 1, None)
+    assert decided(world_size=8, micro_batch=16, seq_len=64) == (16, 8 * 16 * 64, 1, None)
+
+
+@pytest.mark.parametrize("world_size", [1, 4, 8])
+def test_the_124m_recipe_follows_the_order_of_eight_gpus_on_any_number_of_them(world_size):
+    assert decided(world_size, micro_batch=64, total_batch=524_288) == (64, 524_288, 8, 64)
+    assert decided(world_size, total_batch=524_288) == (None, 524_288, 8, 64)
+    assert decided(world_size, total_batch=524_288, order_ranks=2) == (None, 524_288, 2, None)
+
+
+def test_a_resumed_run_keeps_what_is_not_said_again():
+    saved = {"total_batch": 2048, "order_ranks": 2, "order_batch": 8}
+    assert decided(seq_len=64, saved=saved) == (None, 2048, 2, 8)
+    assert decided(seq_len=64, saved=saved, micro_batch=4) == (4, 2048, 2, 8)
+    assert decided(seq_len=64, saved=saved, total_batch=4096, order_ranks=1) == (None, 4096, 1, None)
+
+
+def test_a_total_batch_that_does_not_divide_names_everything_and_what_works():
+    with pytest.raises(UsageError, match="-d 1000 .*-b 4 x -t 64 x 2 ranks = 512.*-d 512 or 1024") as problem:
+        decided(world_size=2, micro_batch=4, seq_len=64, total_batch=1000)
+    assert "\n" not in str(problem.value)
+    with pytest.raises(UsageError, match="-d 512$"):
+        decided(world_size=2, micro_batch=4, seq_len=64, total_batch=100)
+
+
+@pytest.mark.parametrize("n", [1, 2, 12, 36, 97, 512])
+def test_divisors(n):
+    assert divisors(n) == [d for d in range(1, n + 1) if n % d == 0]
+
+
+def test_missing_data_names_the_flag_and_the_command_that_makes_it(tmp_path):
+    write_shard(tmp_path / "t_train.bin", np.arange(100))
+    with pytest.raises(Gpt2EduError, match=r"-i .*no_such.*python -m gpt2edu\.data"):
+        check_data(TrainConfig(train_pattern=str(tmp_path / "no_such_*.bin")), SingleProcess())
+    with pytest.raises(Gpt2EduError, match=r"-j .*no_such.*python -m gpt2edu\.data"):
+        settings = TrainConfig(train_pattern=str(tmp_path / "t_*.bin"), val_pattern=str(tmp_path / "no_such.bin"))
+        check_data(settings, SingleProcess())
+
+
+def test_the_tokenizer_must_have_the_models_vocabulary():
+    assert find_tokenizer(TrainConfig(), GPT2_124M, None)[0].name == "gpt2"
+    tokenizer, note = find_tokenizer(TrainConfig(), TINY, None)
+    assert tokenizer is None
+    assert "--tokenizer" in note
+    with pytest.raises(UsageError, match="--tokenizer gpt2 has 50257 tokens but the model 512"):
+        find_tokenizer(TrainConfig(tokenizer="gpt2"), TINY, None)
+
+
+def test_hellaswag_is_off_without_its_file_unless_it_was_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2EDU_DATA", str(tmp_path))
+    assert find_hellaswag(TrainConfig(hellaswag=0), GPT2_124M) == (None, "")
+    path, note = find_hellaswag(TrainConfig(hellaswag=1), GPT2_124M)
+    assert path is None
+    assert "python -m gpt2edu.data hellaswag" in note
+    with pytest.raises(UsageError, match="--hellaswag .*no.bin"):
+        find_hellaswag(TrainConfig(hellaswag=1, hellaswag_path=str(tmp_path / "no.bin")), GPT2_124M)
+    (tmp_path / "hellaswag").mkdir()
+    (tmp_path / "hellaswag" / "hellaswag_val.bin").write_bytes(b"")
+    assert find_hellaswag(TrainConfig(hellaswag=1), GPT2_124M)[0] == tmp_path / "hellaswag" / "hellaswag_val.bin"
+    assert find_hellaswag(TrainConfig(hellaswag=1), TINY)[0] is None
+
+
+class FixedMemory:
+    def __init__(self, fits):
+        self.fits = fits
+
+    def largest_micro_batch(self, candidates):
+        return max((rows for rows in candidates if rows <= self.fits), default=0)
+
+
+def test_out_of_memory_names_the_largest_micro_batch_that_fits():
+    settings = TrainConfig(micro_batch=64)
+    assert "-b 16" in str(out_of_memory(settings, FixedMemory(20), 512))
+    assert "-r 2" in str(out_of_memory(settings, FixedMemory(0), 512))
+    assert "-r 2" in str(out_of_memory(TrainConfig(micro_batch=1), FixedMemory(0), 512))
