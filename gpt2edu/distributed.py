@@ -12,14 +12,11 @@ two modes agree bit for bit.
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import time
-import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,23 +24,8 @@ import torch
 import torch.distributed as dist
 
 from gpt2edu.errors import Gpt2EduError
+from gpt2edu.launcher import abort_ranks, end_all_ranks, import_mpi, launched_world, own_mpiexec
 from gpt2edu.parameters import Shard
-
-# how MPICH and Intel MPI, Open MPI, and srun tell a process its rank and the number of ranks. A Slurm batch
-# script has SLURM_PROCID as well; only a process of srun has the number of tasks of its step.
-LAUNCHER_VARIABLES = (
-    ("PMI_RANK", "PMI_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-)
-
-
-def launched_world(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return (rank, number of ranks) as the launcher set them; (0, 1) for a process started alone."""
-    for rank_name, size_name in LAUNCHER_VARIABLES:
-        if rank_name in environ and int(environ.get(size_name, 1)) > 1:
-            return int(environ[rank_name]), int(environ[size_name])
-    return 0, 1
 
 
 class Communicator(ABC):
@@ -149,20 +131,20 @@ class MpiCommunicator(Communicator):
         Raises:
             Gpt2EduError: mpi4py or its MPI library is missing.
         """
-        self._mpi = _import_mpi()
+        self._mpi = import_mpi()
         self._world = self._mpi.COMM_WORLD
         self.rank, self.world_size = launched_world()
         if self.world_size != self._world.size:
-            self.fail(
+            end_all_ranks(
                 Gpt2EduError(
                     f"the launcher started {self.world_size} processes but mpi4py's MPI sees {self._world.size}, so "
-                    f"they are different MPIs: start with {_own_mpiexec()}, or under Slurm with srun --mpi=pmi2"
+                    f"they are different MPIs: start with {own_mpiexec()}, or under Slurm with srun --mpi=pmi2"
                 )
             )
         node = self._world.Split_type(self._mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.rank, node.size
         node.Free()
-        sys.excepthook = lambda _kind, problem, _traceback: self.fail(problem)
+        sys.excepthook = lambda _kind, problem, _traceback: end_all_ranks(problem)
 
     def barrier(self) -> None:
         """Wait for all ranks; MPI's own barrier would keep a core busy."""
@@ -200,28 +182,12 @@ class MpiCommunicator(Communicator):
 
     def abort(self, message: str, code: int = 1) -> NoReturn:
         """Print `message` and end every rank with exit code `code`."""
-        if message:
-            print(message, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        self._world.Abort(code)
-        os._exit(code)  # not reached
-
-    def fail(self, problem: BaseException) -> NoReturn:
-        """End every rank because of `problem`; what all ranks found is printed once."""
-        if self.rank:
-            time.sleep(1 + 0.05 * self.rank)  # rank 0, when it fails too, speaks and ends the others meanwhile
-        where = f"rank {self.rank}: " if self.rank else ""
-        if isinstance(problem, Gpt2EduError):
-            self.abort(f"error: {where}{problem}", problem.exit_code)
-        if isinstance(problem, KeyboardInterrupt):
-            self.abort("interrupted", 130)
-        if isinstance(problem, SystemExit):
-            self.abort("" if isinstance(problem.code, int) else str(problem.code), _exit_code(problem))
-        self.abort(where + "".join(traceback.format_exception(problem)))
+        abort_ranks(message, code)
 
     def __exit__(self, _kind: object, problem: BaseException | None, _traceback: object) -> None:
-        if problem is not None and not (isinstance(problem, SystemExit) and _exit_code(problem) == 0):
-            self.fail(problem)
+        leaves_well = isinstance(problem, SystemExit) and not problem.code
+        if problem is not None and not leaves_well:
+            end_all_ranks(problem)
 
     def _all_slices(self, flat: torch.Tensor, shard: Shard) -> torch.Tensor:
         """Return the run of `flat` that holds `shard` and its equals on the other ranks, in rank order."""
@@ -305,28 +271,3 @@ def refuse_shared_gpus(gpus: Sequence[tuple[str, str | None]]) -> None:
 
 def _own_slice(flat: torch.Tensor, shard: Shard) -> torch.Tensor:
     return flat[shard.offset : shard.offset + shard.size]
-
-
-def _exit_code(problem: SystemExit) -> int:
-    """Return the exit code that Python would leave with."""
-    if problem.code is None:
-        return 0
-    return problem.code if isinstance(problem.code, int) else 1
-
-
-def _own_mpiexec() -> str:
-    """Return the mpiexec that was installed beside this Python, if there is one."""
-    path = Path(sys.executable).with_name("mpiexec")
-    return str(path) if path.exists() else "the mpiexec of the MPI that mpi4py was built for"
-
-
-def _import_mpi() -> Any:
-    """Import MPI, which starts it."""
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise Gpt2EduError(
-            f"several processes were started but MPI cannot be loaded ({reason}); pip install mpi4py mpich"
-        ) from problem
-    return MPI

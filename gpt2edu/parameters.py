@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2edu.config import ModelConfig
+from gpt2edu.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,15 @@ def shards_of_rank(config: ModelConfig, rank: int, world_size: int) -> Iterator[
     """Yield what `rank` of `world_size` owns: an equal slice of each layer of each tensor, as llm.c's ZeRO-1 cuts.
 
     Raises:
-        ValueError: a tensor's layer cannot be cut into `world_size` equal slices.
+        UsageError: a tensor's layer cannot be cut into `world_size` equal slices.
     """
     state_offset = 0
     for tensor in parameter_layout(config):
         size, rest = divmod(tensor.slice_size, world_size)
         if rest:
-            raise ValueError(
-                f"{tensor.name} has {tensor.slice_size} elements a layer, which {world_size} ranks cannot share evenly"
+            raise UsageError(
+                f"{world_size} ranks cannot share the {tensor.slice_size} elements of {tensor.name} evenly; "
+                f"start a number of ranks that divides the model's {config.channels} channels (mpiexec -n)"
             )
         for layer in range(tensor.n_slices):
             yield Shard(tensor, tensor.offset + layer * tensor.slice_size + rank * size, size, state_offset)

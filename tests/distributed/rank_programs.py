@@ -10,6 +10,7 @@ import torch
 from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import make_communicator, rank_zero_print
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
+from gpt2edu.launcher import launched_world
 from gpt2edu.parameters import n_parameters, shards_of_rank
 
 CONFIG = ModelConfig.from_descriptor("d2,h3,c48,t12,v100")  # 1, 2, 3 and 4 ranks divide its tensors
@@ -48,9 +49,11 @@ def collectives(folder: str) -> None:
 
 def fail(kind: str) -> None:
     """Fail on all ranks or on one, while the others wait."""
+    if kind == "early" or (kind == "early one" and launched_world()[0] == 1):
+        raise UsageError("-z 7 is wrong")
     with make_communicator("cpu") as communicator:
         if kind == "all":
-            raise UsageError("-z 7 is wrong")
+            raise Gpt2EduError("the file is missing")
         if kind == "disagree":
             communicator.require_equal("the step", communicator.rank)
         if communicator.rank == 1:
@@ -98,6 +101,17 @@ def checkpoint(folder: str) -> None:
             extra={},
             communicator=communicator,
         )
+
+
+def train(folder: str, *arguments: str) -> None:
+    """Run the training command; rank 0 saves loss and gradient norm of every step."""
+    from gpt2edu import train as command
+
+    outcomes = []
+    command.report_step = lambda _run, _step, outcome, _seconds: outcomes.append((outcome.loss, outcome.grad_norm))
+    command.main(arguments)
+    if launched_world()[0] == 0:
+        np.save(Path(folder) / "outcomes.npy", np.array(outcomes))
 
 
 if __name__ == "__main__":

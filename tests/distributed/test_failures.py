@@ -10,7 +10,9 @@ import pytest
 @pytest.mark.parametrize(
     ("kind", "code", "message"),
     [
-        ("all", 2, "error: -z 7 is wrong"),
+        ("early", 2, "error: -z 7 is wrong"),
+        ("early one", 2, "error: rank 1: -z 7 is wrong"),
+        ("all", 1, "error: the file is missing"),
         ("disagree", 1, "error: the ranks disagree on the step: rank 0 has 0 and rank 1 has 1"),
         ("one", 1, "error: rank 1: the disk of rank 1 is full"),
         ("abort", 5, "stop"),

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from gpt2edu.distributed import SingleProcess, launched_world, rank_zero_print, refuse_shared_gpus
+from gpt2edu.distributed import SingleProcess, rank_zero_print, refuse_shared_gpus
 from gpt2edu.errors import Gpt2EduError
+from gpt2edu.launcher import launched_world
 
 
 @pytest.mark.parametrize(
