@@ -36,7 +36,11 @@ def test_greedy_tokens_are_equal_with_and_without_the_cache_and_those_of_the_pla
         with torch.no_grad():
             logits_V = model(torch.tensor([expected]))[0, -1, : CONFIG.vocab_size]
         expected.append(int(logits_V.argmax()))
-    cached, whole = (tokens(model, temperature=0, use_cache=flag) for flag in (True, False))
+    lengths = []  # of what the model is given each time
+    model.register_forward_pre_hook(lambda _, arguments: lengths.append(arguments[0].shape[1]))
+    cached = tokens(model, temperature=0)
+    whole = tokens(model, temperature=0, use_cache=False)
+    assert lengths == [4, *[1] * 19, *range(4, 24)]
     assert cached == whole == expected[4:]
     assert len(set(cached)) > 3
 
