@@ -37,7 +37,7 @@ def split(text: str) -> list[str]:
 
 
 def merge(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
-    """Return `ids` with each `pair`, from left to right, replaced by `new_id`."""
+    """Return `ids` with each `pair`, from left to right, made one `new_id`."""
     merged, i = [], 0
     while i < len(ids):
         if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
@@ -52,9 +52,9 @@ def merge(ids: Sequence[int], pair: Pair, new_id: int) -> list[int]:
 def learn_merges(chunks: Iterable[str], n_merges: int) -> list[Pair]:
     """Return up to `n_merges` pairs in the order they were learned.
 
-    Each time the most frequent pair wins; a tie goes to the smaller ids. Stops
-    early when no pair occurs twice. Equal chunks are kept once, with their number
-    as a weight, and a merge touches only the words that hold its pair.
+    Each time the most frequent pair wins; a tie goes to the smaller ids. It
+    stops early when no pair occurs twice. Equal chunks are kept once, with their
+    number as a weight, and a merge touches only words that hold its pair.
     """
     counted = Counter(chunks)
     words = [list(chunk.encode()) for chunk in counted]
@@ -71,7 +71,7 @@ def learn_merges(chunks: Iterable[str], n_merges: int) -> list[Pair]:
     heapq.heapify(heap)
     while heap and len(merges) < n_merges:
         count, best = heapq.heappop(heap)
-        if -count != pair_counts[best]:  # earlier merges used up some of them
+        if -count != pair_counts[best]:  # an old count: some are used up
             heapq.heappush(heap, (-pair_counts[best], best))
             continue
         if -count < 2:
@@ -110,7 +110,7 @@ class BytePairEncoder:
         self.vocab.append(END_OF_TEXT.encode())
         self.eot = len(self.vocab) - 1
         self._id_of_byte = {byte: i for i, byte in enumerate(byte_order)}
-        self._id_of_pair = {pair: 256 + i for i, pair in enumerate(self.merges)}
+        self._merged = {pair: 256 + i for i, pair in enumerate(self.merges)}
         self._cache: dict[str, list[int]] = {}
 
     @classmethod
@@ -120,10 +120,10 @@ class BytePairEncoder:
         return cls(learn_merges(split(text), n_merges))
 
     def encode_chunk(self, chunk: bytes) -> list[int]:
-        """Return the ids of one chunk: from bytes, the oldest merge that fits first."""
+        """Return the ids of one chunk: the oldest merge that fits goes first."""
         ids = [self._id_of_byte[byte] for byte in chunk]
         while len(ids) > 1:
-            new_id = min(self._id_of_pair.get(pair, self.eot) for pair in pairwise(ids))
+            new_id = min(self._merged.get(pair, self.eot) for pair in pairwise(ids))
             if new_id == self.eot:  # no pair has a merge
                 break
             ids = merge(ids, self.merges[new_id - 256], new_id)
