@@ -2,18 +2,27 @@
 
 A bfloat16 array is an array of uint16. Arithmetic is in float32 always; loading widens, storing rounds to nearest even.
 `load8` and `store8` move eight elements with 128-bit accesses (one for bfloat16, two for float32), `load4` and `store4`
-move four (64 and 128 bits). They go to and from a local array, which the compiler keeps in registers:
+move four (64 and 128 bits). They go to and from a local array, which the compiler keeps in registers.
+
+A kernel for any size works on packs of eight. `load_pack` and `store_pack` move the first `packs` of a row (or a flat
+array) with 128-bit accesses, and the elements after them, or all if the row is not aligned, one by one:
 
     x_8 = cuda.local.array(8, float32)
-    load8(x_8, inp_N, i)
-    for j in range(8):
-        x_8[j] *= scale
-    store8(out_N, i, x_8)
+    pack = cuda.grid(1)
+    while pack < n_packs_of(inp_N):
+        load_pack(x_8, inp_N, pack, packs)
+        for j in range(8):
+            x_8[j] *= scale
+        store_pack(out_N, pack, packs, x_8)
+        pack += cuda.gridsize(1)
 
-Arrays are one-dimensional (a row of a matrix is one) and `i` must be such that the address is a multiple of the access.
+Loops are written with `while` because Numba computes the length of such a `range` with a 64-bit division, which costs
+more than the body. Arrays are one-dimensional; a row of a matrix is one.
 """
 
 from __future__ import annotations
+
+from numba import cuda, float32
 
 from kernels import SIMULATED
 from kernels.intrinsics import device_operation, element_pointer, emit, members
@@ -158,3 +167,32 @@ def store4(typing_context, array, index, from_4):
 def store8(typing_context, array, index, from_8):
     """Store eight float32 of a local array as elements `index` to `index + 7`."""
     return _store_many(8, array, index, from_8)
+
+
+@cuda.jit(device=True)
+def n_packs_of(row):
+    """Return the number of packs of eight that cover a row, the last of them perhaps in part."""
+    return (row.size + 7) >> 3
+
+
+@cuda.jit(device=True)
+def load_pack(into_8, row, pack, packs):
+    """Load the eight elements of a pack; the first `packs` are aligned and whole. Past the end of the row are zeros."""
+    if pack < packs:
+        load8(into_8, row, pack * 8)
+    else:
+        for j in range(8):
+            i = pack * 8 + j
+            into_8[j] = load(row, i) if i < row.size else float32(0)
+
+
+@cuda.jit(device=True)
+def store_pack(row, pack, packs, from_8):
+    """Store the eight elements of a pack; what lies past the end of the row is dropped."""
+    if pack < packs:
+        store8(row, pack * 8, from_8)
+    else:
+        for j in range(8):
+            i = pack * 8 + j
+            if i < row.size:
+                store(row, i, from_8[j])

@@ -4,8 +4,7 @@ GPT-2's tanh form is computed as 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)), which h
 needs no tanh. Backward computes the activation's insides again from the input, so nothing is kept for it; and as
 forward reads nothing but its input, a training step that does not keep GELU's output calls forward again (recompute).
 
-A thread owns packs of eight elements and then single elements of the rest. With a bias a pack lies within one row, and
-a block owns rows: it walks over their packs, so that no thread divides to find its column.
+With a bias a block owns rows and walks over their packs, so that no thread divides to find its column.
 
 Letters: N rows (all elements where there is no bias), F features of a row.
 """
@@ -17,8 +16,8 @@ import math
 import numpy as np
 from numba import cuda, float32
 
-from kernels.elements import load, load8, store, store8
-from kernels.launch import PACK, Launch, ceil_div, launcher, n_packs, take
+from kernels.elements import load_pack, n_packs_of, store_pack
+from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
 from kernels.ptx import exp2, reciprocal
 from kernels.registry import kernel
 
@@ -51,87 +50,67 @@ def gelu_grad_device(x):
 
 @kernel("void(real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def gelu_forward_kernel(out_N, inp_N, packs):
-    """A thread owns packs of 8 elements, then single elements of the rest."""
-    stride = cuda.gridsize(1)
+    """A thread owns packs of 8 elements."""
     x_8 = cuda.local.array(8, float32)
     pack = cuda.grid(1)
-    while pack < packs:
-        load8(x_8, inp_N, pack * 8)
+    while pack < n_packs_of(out_N):
+        load_pack(x_8, inp_N, pack, packs)
         for j in range(8):
             x_8[j] = gelu_device(x_8[j])
-        store8(out_N, pack * 8, x_8)
-        pack += stride
-    i = packs * 8 + cuda.grid(1)
-    while i < out_N.size:
-        store(out_N, i, gelu_device(load(inp_N, i)))
-        i += stride
+        store_pack(out_N, pack, packs, x_8)
+        pack += cuda.gridsize(1)
 
 
 @kernel("void(real[::1], real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def gelu_backward_kernel(grad_inp_N, grad_out_N, inp_N, packs):
-    """A thread owns packs of 8 elements, then single elements of the rest."""
-    stride = cuda.gridsize(1)
+    """A thread owns packs of 8 elements."""
     x_8 = cuda.local.array(8, float32)
     grad_8 = cuda.local.array(8, float32)
     pack = cuda.grid(1)
-    while pack < packs:
-        load8(x_8, inp_N, pack * 8)
-        load8(grad_8, grad_out_N, pack * 8)
+    while pack < n_packs_of(inp_N):
+        load_pack(x_8, inp_N, pack, packs)
+        load_pack(grad_8, grad_out_N, pack, packs)
         for j in range(8):
             grad_8[j] *= gelu_grad_device(x_8[j])
-        store8(grad_inp_N, pack * 8, grad_8)
-        pack += stride
-    i = packs * 8 + cuda.grid(1)
-    while i < inp_N.size:
-        store(grad_inp_N, i, load(grad_out_N, i) * gelu_grad_device(load(inp_N, i)))
-        i += stride
+        store_pack(grad_inp_N, pack, packs, grad_8)
+        pack += cuda.gridsize(1)
 
 
 @kernel("void(real[:, ::1], real[:, ::1], real[::1], int64)", launch_bounds=BLOCK)
 def bias_gelu_forward_kernel(out_NF, inp_NF, bias_F, packs):
-    """A block owns rows, one at a time; a thread owns packs of 8 elements of it, then single ones of the rest."""
+    """A block owns rows, one at a time; a thread owns packs of 8 elements of it."""
     x_8 = cuda.local.array(8, float32)
     bias_8 = cuda.local.array(8, float32)
     n = cuda.blockIdx.x
     while n < inp_NF.shape[0]:
-        out_F, inp_F = out_NF[n], inp_NF[n]
         pack = cuda.threadIdx.x
-        while pack < packs:
-            load8(x_8, inp_F, pack * 8)
-            load8(bias_8, bias_F, pack * 8)
+        while pack < n_packs_of(bias_F):
+            load_pack(x_8, inp_NF[n], pack, packs)
+            load_pack(bias_8, bias_F, pack, packs)
             for j in range(8):
                 x_8[j] = gelu_device(x_8[j] + bias_8[j])
-            store8(out_F, pack * 8, x_8)
+            store_pack(out_NF[n], pack, packs, x_8)
             pack += cuda.blockDim.x
-        f = packs * 8 + cuda.threadIdx.x
-        while f < bias_F.size:
-            store(out_F, f, gelu_device(load(inp_F, f) + load(bias_F, f)))
-            f += cuda.blockDim.x
         n += cuda.gridDim.x
 
 
 @kernel("void(real[:, ::1], real[:, ::1], real[:, ::1], real[::1], int64)", launch_bounds=BLOCK)
 def bias_gelu_backward_kernel(grad_inp_NF, grad_out_NF, inp_NF, bias_F, packs):
-    """A block owns rows, one at a time; a thread owns packs of 8 elements of it, then single ones of the rest."""
+    """A block owns rows, one at a time; a thread owns packs of 8 elements of it."""
     x_8 = cuda.local.array(8, float32)
     bias_8 = cuda.local.array(8, float32)
     grad_8 = cuda.local.array(8, float32)
     n = cuda.blockIdx.x
     while n < inp_NF.shape[0]:
-        grad_inp_F, grad_out_F, inp_F = grad_inp_NF[n], grad_out_NF[n], inp_NF[n]
         pack = cuda.threadIdx.x
-        while pack < packs:
-            load8(x_8, inp_F, pack * 8)
-            load8(bias_8, bias_F, pack * 8)
-            load8(grad_8, grad_out_F, pack * 8)
+        while pack < n_packs_of(bias_F):
+            load_pack(x_8, inp_NF[n], pack, packs)
+            load_pack(bias_8, bias_F, pack, packs)
+            load_pack(grad_8, grad_out_NF[n], pack, packs)
             for j in range(8):
                 grad_8[j] *= gelu_grad_device(x_8[j] + bias_8[j])
-            store8(grad_inp_F, pack * 8, grad_8)
+            store_pack(grad_inp_NF[n], pack, packs, grad_8)
             pack += cuda.blockDim.x
-        f = packs * 8 + cuda.threadIdx.x
-        while f < bias_F.size:
-            store(grad_inp_F, f, load(grad_out_F, f) * gelu_grad_device(load(inp_F, f) + load(bias_F, f)))
-            f += cuda.blockDim.x
         n += cuda.gridDim.x
 
 
@@ -171,9 +150,9 @@ def gelu_backward(grad_inp_N, grad_out_N, inp_N, stream=0):
     return [Launch(gelu_backward_kernel, ceil_div(sizes.N, BLOCK * PACK), BLOCK, arguments, stream)]
 
 
-def _block_of_row(packs: int, F: int) -> int:
+def _block_of_row(F: int) -> int:
     """Return how many threads share a row: one a pack, in whole warps."""
-    return min(BLOCK, 32 * ceil_div(max(packs, F - packs * PACK), 32))
+    return min(BLOCK, WARP_SIZE * ceil_div(F, WARP_SIZE * PACK))
 
 
 @launcher
@@ -191,7 +170,7 @@ def bias_gelu_forward(out_NF, inp_NF, bias_F, stream=0):
     arrays, sizes = take(real={"out_NF": out_NF, "inp_NF": inp_NF, "bias_F": bias_F})
     packs = n_packs(sizes.F, arrays.out_NF, arrays.inp_NF, arrays.bias_F)
     arguments = (arrays.out_NF, arrays.inp_NF, arrays.bias_F, packs)
-    return [Launch(bias_gelu_forward_kernel, sizes.N, _block_of_row(packs, sizes.F), arguments, stream)]
+    return [Launch(bias_gelu_forward_kernel, sizes.N, _block_of_row(sizes.F), arguments, stream)]
 
 
 @launcher
@@ -213,4 +192,4 @@ def bias_gelu_backward(grad_inp_NF, grad_out_NF, inp_NF, bias_F, stream=0):
     )
     packs = n_packs(sizes.F, arrays.grad_inp_NF, arrays.grad_out_NF, arrays.inp_NF, arrays.bias_F)
     arguments = (arrays.grad_inp_NF, arrays.grad_out_NF, arrays.inp_NF, arrays.bias_F, packs)
-    return [Launch(bias_gelu_backward_kernel, sizes.N, _block_of_row(packs, sizes.F), arguments, stream)]
+    return [Launch(bias_gelu_backward_kernel, sizes.N, _block_of_row(sizes.F), arguments, stream)]

@@ -1,15 +1,16 @@
 """Zero, copy and cast: the simplest kernels, and the yardstick of memory bandwidth.
 
-A thread owns packs of eight elements, which it moves with 128-bit accesses, and then single elements of the rest. The
-loops step by the size of the grid, so the result does not depend on the launch. They are written with `while`
-because Numba computes the length of a `range` with a 64-bit division, which costs more than the loop's body.
+A thread owns packs of eight elements. The loops step by the size of the grid, so the result does not depend on the
+launch.
+
+Letters: N all elements.
 """
 
 from __future__ import annotations
 
 from numba import cuda, float32
 
-from kernels.elements import load, load8, store, store8
+from kernels.elements import load_pack, n_packs_of, store_pack
 from kernels.launch import PACK, Launch, ceil_div, launcher, n_packs, take
 from kernels.registry import kernel
 
@@ -18,19 +19,14 @@ BLOCK = 256
 
 @kernel("void(real[::1], int64)", launch_bounds=BLOCK)
 def zero_kernel(out_N, packs):
-    """A thread owns packs of 8 elements, then single elements of the rest."""
-    stride = cuda.gridsize(1)
+    """A thread owns packs of 8 elements."""
     zero_8 = cuda.local.array(8, float32)
     for j in range(8):
         zero_8[j] = float32(0)
     pack = cuda.grid(1)
-    while pack < packs:
-        store8(out_N, pack * 8, zero_8)
-        pack += stride
-    i = packs * 8 + cuda.grid(1)
-    while i < out_N.size:
-        store(out_N, i, float32(0))
-        i += stride
+    while pack < n_packs_of(out_N):
+        store_pack(out_N, pack, packs, zero_8)
+        pack += cuda.gridsize(1)
 
 
 @kernel(
@@ -40,18 +36,13 @@ def zero_kernel(out_N, packs):
     launch_bounds=BLOCK,
 )
 def cast_kernel(out_N, inp_N, packs):
-    """A thread owns packs of 8 elements, then single elements of the rest."""
-    stride = cuda.gridsize(1)
+    """A thread owns packs of 8 elements."""
     x_8 = cuda.local.array(8, float32)
     pack = cuda.grid(1)
-    while pack < packs:
-        load8(x_8, inp_N, pack * 8)
-        store8(out_N, pack * 8, x_8)
-        pack += stride
-    i = packs * 8 + cuda.grid(1)
-    while i < out_N.size:
-        store(out_N, i, load(inp_N, i))
-        i += stride
+    while pack < n_packs_of(out_N):
+        load_pack(x_8, inp_N, pack, packs)
+        store_pack(out_N, pack, packs, x_8)
+        pack += cuda.gridsize(1)
 
 
 @launcher

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from numba import cuda, float32
 
-from kernels.elements import load, load8, store, store8
+from kernels.elements import load_pack, n_packs_of, store_pack
 from kernels.launch import PACK, Launch, ceil_div, launcher, n_packs, take
 from kernels.registry import kernel
 
@@ -19,22 +19,17 @@ BLOCK = 256
 
 @kernel("void(real[::1], real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def residual_forward_kernel(out_N, inp_N, added_N, packs):
-    """A thread owns packs of 8 elements, then single elements of the rest."""
-    stride = cuda.gridsize(1)
+    """A thread owns packs of 8 elements."""
     x_8 = cuda.local.array(8, float32)
     y_8 = cuda.local.array(8, float32)
     pack = cuda.grid(1)
-    while pack < packs:
-        load8(x_8, inp_N, pack * 8)
-        load8(y_8, added_N, pack * 8)
+    while pack < n_packs_of(out_N):
+        load_pack(x_8, inp_N, pack, packs)
+        load_pack(y_8, added_N, pack, packs)
         for j in range(8):
             x_8[j] += y_8[j]
-        store8(out_N, pack * 8, x_8)
-        pack += stride
-    i = packs * 8 + cuda.grid(1)
-    while i < out_N.size:
-        store(out_N, i, load(inp_N, i) + load(added_N, i))
-        i += stride
+        store_pack(out_N, pack, packs, x_8)
+        pack += cuda.gridsize(1)
 
 
 @launcher

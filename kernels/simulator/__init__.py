@@ -11,8 +11,8 @@ one greenlet a CUDA thread, so it is deterministic and 20 to 100 times faster, a
     row_sum[grid, block](out, inp)       # NumPy arrays, written in place
 
 What it knows beyond Numba's: `syncwarp`, the `shfl_*_sync` family, `ballot_sync`, `any/all/eq_sync`; several
-`cuda.shared.array` on one line, with an alignment; all options of `cuda.jit`; and through `kernels.ptx` stand-ins of PTX
-instructions (128-bit accesses, `ldmatrix`, `mma.sync`, `cp.async`).
+`cuda.shared.array` on one line, with an alignment; all options of `cuda.jit`; and through `kernels.ptx` and
+`kernels.elements` the stand-ins of PTX instructions (128-bit accesses, `ldmatrix`, `mma.sync`, `cp.async`).
 
 What it reports, with the kernel's name and source line, the thread and the block:
 - `OutOfBoundsError`: an index outside an array, negative ones included (Numba would wrap them around);
