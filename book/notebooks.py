@@ -22,19 +22,11 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
+from gpt2edu.show import missing_hardware
+
 BOOK = Path(__file__).resolve().parent
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL_METADATA = ("tags", "jupyter", "mystnb")
-HARDWARE_TAGS = ("gpu", "multi-gpu", "network")  # skipped where that is missing; the stored output stays
-
-
-def missing_hardware() -> set[str]:
-    """Return the tags of cells that cannot run here; GPT2EDU_NETWORK=1 says that the network may be used."""
-    import torch
-
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    have = {"gpu": n_gpus >= 1, "multi-gpu": n_gpus >= 2, "network": os.environ.get("GPT2EDU_NETWORK") == "1"}
-    return {tag for tag in HARDWARE_TAGS if not have[tag]}
 
 
 class ChapterClient(NotebookClient):
@@ -52,9 +44,12 @@ class ChapterClient(NotebookClient):
 def execute(path: Path) -> None:
     """Run a notebook from `book/` and store the outputs; the first cell that raises stops it, nothing is written."""
     notebook = nbformat.read(path, as_version=4)
+    missing = missing_hardware()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if "gpu" in missing:
+        os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
     client = ChapterClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(BOOK)}})
-    client.missing = missing_hardware()
+    client.missing = missing
     client.execute()
     path.write_text(canonical(notebook), encoding="utf-8")
 

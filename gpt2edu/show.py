@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import importlib.metadata
 import inspect
+import os
 import platform
 import textwrap
 from pathlib import Path
@@ -17,6 +18,16 @@ from typing import Any
 from gpt2edu.results import Row, load_results
 
 ROOT = Path(__file__).resolve().parents[1]
+NETWORK_VARIABLE = "GPT2EDU_NETWORK"  # 1: cells tagged `network` may run
+
+
+def missing_hardware() -> set[str]:
+    """Return the tags of cells that cannot run here: those of `gpu`, `multi-gpu` and `network` that are missing."""
+    import torch
+
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    have = {"gpu": n_gpus >= 1, "multi-gpu": n_gpus >= 2, "network": os.environ.get(NETWORK_VARIABLE) == "1"}
+    return {tag for tag, there in have.items() if not there}
 
 
 def setup(seed: int = 42) -> None:

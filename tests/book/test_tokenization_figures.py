@@ -1,0 +1,12 @@
+"""Chapter 1's stored figures are what their script draws from the package's own merges."""
+
+import pytest
+from chapters import BOOK, load_script
+
+script = load_script(BOOK / "figures" / "tokenization_figures.py")
+
+
+@pytest.mark.parametrize("name", script.FIGURES)
+def test_stored_figures_are_those_of_the_script(name):
+    stored = (BOOK / "figures" / f"tokenization_{name}.svg").read_text(encoding="utf-8")
+    assert stored == script.FIGURES[name](), "run book/figures/tokenization_figures.py"
