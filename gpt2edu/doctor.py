@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gpt2edu.errors import Gpt2EduError, run_main
 from gpt2edu.files import data_dir
-from gpt2edu.machine import Machine, describe_machine
+from gpt2edu.machine import Machine, describe_machine, find_mpiexec
 from gpt2edu.manifest import verify
 from gpt2edu.plan import make_plan
 from gpt2edu.presets import PRESETS
@@ -148,15 +148,13 @@ def check_nccl(machine: Machine, _folder: Path) -> Check:
 
 def check_mpi(_machine: Machine, _folder: Path) -> Check:
     """Two processes that MPI starts can talk."""
-    mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
     remedy = f"{sys.executable} -m pip install --force-reinstall mpi4py mpich"
-    if mpiexec is None:
-        return Check("MPI", False, "there is no mpiexec", remedy)
     try:
+        mpiexec = find_mpiexec()
         command = [mpiexec, "-n", "2", sys.executable, "-c", MPI_TEST]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError) as problem:
-        return Check("MPI", False, f"{mpiexec} -n 2 failed: {type(problem).__name__}", remedy)
+    except (Gpt2EduError, OSError, subprocess.SubprocessError) as problem:
+        return Check("MPI", False, f"two processes could not be started: {problem}", remedy)
     total, _, library = answer.partition(" ")
     name = " ".join(library.replace(",", " ").split()[:3])
     if total != "3":

@@ -9,9 +9,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from gpt2edu.errors import Gpt2EduError
 
 GPU_QUERY = "index,uuid,name,memory.total,compute_cap,driver_version"
 
@@ -82,6 +86,18 @@ def parse_gpu_table(table: str, visible: str | None) -> tuple[tuple[Gpu, ...], s
         major, _, minor = capability.partition(".")
         gpus.append(Gpu(name, int(memory_mib) * 2**20, (int(major), int(minor or 0))))
     return tuple(gpus), rows[0][5] if rows else None
+
+
+def find_mpiexec() -> str:
+    """Return the mpiexec installed beside this Python, or another on the PATH.
+
+    Raises:
+        Gpt2EduError: there is none.
+    """
+    found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+    if found is None:
+        raise Gpt2EduError(f"there is no mpiexec; run: {sys.executable} -m pip install mpi4py mpich")
+    return found
 
 
 def _nvidia_gpus() -> tuple[tuple[Gpu, ...], str | None]:

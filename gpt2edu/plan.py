@@ -67,7 +67,8 @@ class Plan:
     """A preset on a machine.
 
     Attributes:
-        n_gpus: processes of the run; 0 for a run on the processor.
+        n_gpus: GPUs in use, one for each process; 0 for a run on the processor.
+        world_size: processes that train.
         micro_batch: sequences a GPU (or the processor) works on at once.
         recompute: what backward computes again, as `-r`.
         memory_bytes: estimate for one GPU.
@@ -76,15 +77,11 @@ class Plan:
     preset: Preset
     machine: Machine
     n_gpus: int
+    world_size: int
     micro_batch: int
     recompute: int
     memory_bytes: float
     gpu_price: float | None = None  # dollars an hour, given by the user
-
-    @property
-    def world_size(self) -> int:
-        """Processes that train."""
-        return max(self.n_gpus, 1)
 
     @property
     def n_micro_steps(self) -> int:
@@ -95,10 +92,15 @@ class Plan:
     @property
     def train_flags(self) -> list[str]:
         """The preset's flags and those that this machine decided."""
-        flags = [*self.preset.flags.split(), "-b", str(self.micro_batch)]
-        if self.n_gpus:
-            flags += ["-r", str(self.recompute)]
-        return flags + (["-z", "1"] if self.n_gpus > 1 else [])
+        flags = [*self.preset.flags.split(), "-b", str(self.micro_batch), "-r", str(self.recompute)]
+        if self.world_size > 1:
+            flags += ["-z", "1"]
+        return flags + (["--device", self.device] if self.device else [])
+
+    @property
+    def device(self) -> str | None:
+        """The device to name to torch: the processor where GPUs are left alone, otherwise torch finds the best."""
+        return "cpu" if self.machine.gpus and not self.n_gpus else None
 
     @property
     def training_flop(self) -> float:
@@ -167,7 +169,11 @@ class Plan:
 
 
 def make_plan(
-    machine: Machine, preset_name: str | None = None, max_gpus: int | None = None, gpu_price: float | None = None
+    machine: Machine,
+    preset_name: str | None = None,
+    max_gpus: int | None = None,
+    gpu_price: float | None = None,
+    launched: int = 1,
 ) -> Plan:
     """Choose what fits the machine.
 
@@ -176,6 +182,7 @@ def make_plan(
         preset_name: a key of PRESETS; None takes gpt2-124m where there is a GPU and laptop where there is none.
         max_gpus: use no more GPUs than this.
         gpu_price: dollars an hour for one GPU, instead of the table's.
+        launched: processes that MPI started already, perhaps on several machines like this one; 1 for none.
 
     Raises:
         UsageError: there is no such preset, or the machine has no memory for it.
@@ -184,21 +191,47 @@ def make_plan(
         raise UsageError(f"--preset {preset_name}: there are {', '.join(PRESETS)}")
     n_available = len(machine.gpus) if max_gpus is None else min(max_gpus, len(machine.gpus))
     preset = PRESETS[preset_name or ("gpt2-124m" if n_available else "laptop")]
-    if not n_available:
-        memory = memory_bytes(preset.model, preset.micro_batch, preset.settings.seq_len, recompute=0)
-        return Plan(preset, machine, 0, preset.micro_batch, 0, memory)
-    settings = preset.settings
-    n_sequences = (settings.total_batch or 0) // settings.seq_len
-    # every GPU has the same share of each step, and of each tensor when the optimizer's state is cut
-    several = not preset.text.own_vocabulary  # the small presets gain nothing from a second GPU
-    n_gpus = max(n for n in range(1, n_available + 1) if n_sequences % n == 0 and n & (n - 1) == 0) if several else 1
-    gpu_bytes = min(gpu.memory_bytes for gpu in machine.gpus[:n_gpus])
-    micro_batch = math.gcd(preset.micro_batch, n_sequences // n_gpus)
+    n_sequences = (preset.settings.total_batch or 0) // preset.settings.seq_len
+    world_size = launched
+    if launched == 1 and not preset.text.own_vocabulary:  # the small presets gain nothing from a second GPU
+        world_size = largest_world(n_sequences, n_available)
+    if n_sequences % world_size:
+        raise UsageError(f"--preset {preset.name}: {world_size} processes cannot share {n_sequences} sequences a step")
+    n_gpus = world_size if n_available else 0
+    micro_batch, recompute, needed = fit_memory(preset, machine, n_gpus, n_sequences // world_size)
+    return Plan(preset, machine, n_gpus, world_size, micro_batch, recompute, needed, gpu_price)
+
+
+def largest_world(n_sequences: int, n_available: int) -> int:
+    """Return the largest power of two of GPUs that share a step's sequences (and every tensor's layers) evenly."""
+    world_size = 1
+    while 2 * world_size <= n_available and n_sequences % (2 * world_size) == 0:
+        world_size *= 2
+    return world_size
+
+
+def fit_memory(preset: Preset, machine: Machine, n_gpus: int, n_local: int) -> tuple[int, int, float]:
+    """Return micro-batch, recomputation and the bytes of a GPU: the largest batch first, then the least recomputing.
+
+    Args:
+        preset: of the model.
+        machine: whose smallest GPU counts; without GPUs memory is not looked at.
+        n_gpus: in use.
+        n_local: sequences of a process in a step, a power of two.
+
+    Raises:
+        UsageError: not even one sequence fits.
+    """
+    micro_batch = min(preset.micro_batch, n_local)
+    seq_len = preset.settings.seq_len
+    if not n_gpus:
+        return micro_batch, 0, memory_bytes(preset.model, micro_batch, seq_len)
+    gpu_bytes = min(gpu.memory_bytes for gpu in machine.gpus)
     while micro_batch:
         for recompute in (0, 1, 2):
-            needed = memory_bytes(preset.model, micro_batch, settings.seq_len, recompute, n_gpus)
+            needed = memory_bytes(preset.model, micro_batch, seq_len, recompute, n_gpus)
             if needed <= USABLE_MEMORY * gpu_bytes:
-                return Plan(preset, machine, n_gpus, micro_batch, recompute, needed, gpu_price)
+                return micro_batch, recompute, needed
         micro_batch //= 2
     raise UsageError(
         f"--preset {preset.name} needs {needed / 1e9:.0f} GB a GPU even with one sequence at a time, and "
@@ -228,7 +261,7 @@ def memory_bytes(model: ModelConfig, micro_batch: int, seq_len: int, recompute: 
 def choice_lines(plan: Plan) -> tuple[str, str]:
     """Say in two lines what was chosen for this machine and why."""
     preset, settings = plan.preset, plan.preset.settings
-    n_unused = len(plan.machine.gpus) - plan.n_gpus
+    n_unused = max(0, len(plan.machine.gpus) - plan.n_gpus)
     unused = f" ({n_unused} of them not used)" if n_unused else ""
     how = f"micro-batch {plan.micro_batch} x {settings.seq_len}, {plan.n_micro_steps} to a step"
     if plan.n_gpus:

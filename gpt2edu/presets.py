@@ -21,7 +21,6 @@ class TextSource:
     train_tokens: int  # in the whole source, about
     val_tokens: int
     own_vocabulary: bool = False
-    openai_loss_of: str = ""  # whose losses of OpenAI's GPT-2 hold for its validation split
 
 
 @dataclass(frozen=True)
@@ -57,25 +56,27 @@ class Preset:
 
 
 FINEWEB_10B = TextSource(
-    "FineWeb 10B", ("fineweb", "--version", "10B"), "fineweb10B", 10_255_000_000, SHARD_TOKENS, openai_loss_of="FineWeb"
+    "FineWeb 10B", ("fineweb", "--version", "10B", "--ready-made"), "fineweb10B", 10_255_000_000, SHARD_TOKENS
 )
 FINEWEB_100B = TextSource(
-    "FineWeb 100B",
-    ("fineweb", "--version", "100B"),
-    "fineweb100B",
-    102_700_000_000,
-    SHARD_TOKENS,
-    openai_loss_of="FineWeb",
+    "FineWeb 100B", ("fineweb", "--version", "100B"), "fineweb100B", 102_700_000_000, SHARD_TOKENS
 )
 FINEWEB_EDU_100B = TextSource(
     "FineWeb-Edu 100B",
-    ("fineweb", "--version", "100B", "--edu"),
+    ("fineweb", "--version", "100B", "--edu", "--ready-made"),
     "edu_fineweb100B",
     99_900_000_000,
     SHARD_TOKENS,
-    openai_loss_of="FineWeb-Edu",
 )
 KING_JAMES = TextSource("the King James Bible", ("kjv",), "kjv", 1_290_000, 70_000, own_vocabulary=True)
+KING_JAMES_512 = TextSource(
+    "the King James Bible",
+    ("kjv", "--tokenizer", "train:512"),
+    "kjv-train512",
+    1_650_000,
+    91_000,
+    own_vocabulary=True,
+)
 
 WEB_PROMPTS = ("", "Once upon a time", "The meaning of life is", "A GPU differs from a CPU in")
 BIBLE_PROMPTS = ("", "In the beginning", "And the king said unto", "Blessed are they that")
@@ -126,15 +127,16 @@ PRESETS = {
             "a GPT-2 of 2.0M parameters for two processor cores",
             KING_JAMES,
             "-e d4,h4,c192,t128,v1024 -t 128 -d 2048 -x 1600 -c 0.1 -l 0.004 -q 0.1 -u 100 -n 800 -nk 1 -v 200 -s 0 "
-            "-r 0",
+            "--compile 0",
             16,
             BIBLE_PROMPTS,
         ),
         Preset(
             "smoke",
             "the same path in seconds, for tests",
-            KING_JAMES,
-            "-e d2,h2,c64,t64,v512 -t 64 -d 1024 -x 120 -c 0.1 -l 0.01 -q 0.1 -u 20 -n 60 -nk 1 -v 60 -s 0 -r 0",
+            KING_JAMES_512,
+            "-e d2,h2,c64,t64,v512 -t 64 -d 1024 -x 400 -c 0.1 -l 0.005 -q 0.1 -u 40 -n 200 -nk 1 -v 100 -s 0 "
+            "--compile 0",
             16,
             BIBLE_PROMPTS[:2],
         ),
