@@ -16,6 +16,7 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-fro
 FLAGS += ["--no-first-run", "--disable-background-networking", "--remote-debugging-port=0"]
 FLAGS += ["--remote-allow-origins=*"]
 PATIENCE_S = 60
+TALLEST = 12_000
 READY = "document.readyState === 'complete' && (!window.MathJax || !!MathJax.startup)"
 TYPESET = "window.MathJax ? MathJax.startup.promise.then(() => true) : true"
 
@@ -85,10 +86,12 @@ class Browser:
         self.evaluate(TYPESET)
 
     def screenshot(self, path: Path) -> None:
-        """Write the whole page, not only what the window shows, as PNG."""
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16_000), "scale": 1}
-        image = self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
+        """Write the page from its top, as tall as it is up to `TALLEST` pixels, as PNG."""
+        size = self.call("Page.getLayoutMetrics")
+        width, height = size["cssLayoutViewport"]["clientWidth"], size["cssContentSize"]["height"]
+        self.resize(width, min(int(height), TALLEST))
+        image = self.call("Page.captureScreenshot")["data"]
+        self.resize(width)
         path.write_bytes(base64.b64decode(image))
 
     def problems(self) -> list[str]:
