@@ -129,7 +129,7 @@ class Tokens:
             f'<span style="font-size:0.72em">{token_id}</span></span>'
             for place, (token_id, label) in enumerate(zip(self.ids, self.labels, strict=True))
         )
-        return f"<div>{boxes} {len(self.ids)} tokens</div>"
+        return f'<div style="margin:0.4em 0">{boxes} {len(self.ids)} tokens</div>'
 
 
 def show_tokens(tokenizer: Any, text: str) -> Tokens:

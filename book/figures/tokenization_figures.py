@@ -138,15 +138,12 @@ def vocabulary_figure() -> str:
     return drawing(86, "Ids 0 to 255 are bytes, 256 to 50,255 are merges, 50,256 is the end-of-text token", body)
 
 
+FIGURES = {"bytes": bytes_figure, "merges": merges_figure, "encode": encode_figure, "vocabulary": vocabulary_figure}
+
+
 def main() -> None:
     """Write the figures beside this file."""
-    figures = {
-        "bytes": bytes_figure,
-        "merges": merges_figure,
-        "encode": encode_figure,
-        "vocabulary": vocabulary_figure,
-    }
-    for name, draw in figures.items():
+    for name, draw in FIGURES.items():
         Path(__file__).with_name(f"tokenization_{name}.svg").write_text(draw(), encoding="utf-8")
 
 
