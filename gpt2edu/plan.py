@@ -287,7 +287,7 @@ def plan_text(plan: Plan) -> str:
             f"{plan.memory_bytes / 1e9:.1f} GB{gpu} a GPU" if plan.n_gpus else f"{plan.memory_bytes / 1e9:.1f} GB",
         ),
         ("disk", f"{_gigabytes(plan.data_bytes)} of token shards, {_gigabytes(plan.checkpoint_bytes)} of checkpoints"),
-        ("here", f"{_duration(plan.hours)}, {_dollars(plan.dollars)}"),
+        ("here", ", ".join([_duration(plan.hours), *([_dollars(plan.dollars)] if plan.n_gpus else [])])),
         ("command", f"python -m gpt2edu.train {' '.join(plan.train_flags)}"),
     ]
     lines = [*choice_lines(plan), "", *(f"  {name:9}{value}" for name, value in rows)]
@@ -329,7 +329,8 @@ def _duration(hours: float | None) -> str:
     if hours is None:
         return "an unknown time (this GPU's speed is not known)"
     if hours < 1:
-        return f"about {max(1, round(hours * 60))} minutes"
+        minutes = max(1, round(hours * 60))
+        return f"about {minutes} minute{'s' if minutes > 1 else ''}"
     return f"about {hours:.1f} hours" if hours < 100 else f"about {hours / 24:,.0f} days"
 
 

@@ -51,7 +51,7 @@ figcaption { font-size: .88rem; margin-top: .4rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere; }
-th { font-weight: 600; white-space: nowrap; }
+th { font-weight: 600; white-space: nowrap; width: 12rem; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tr.own td { color: var(--accent); font-weight: 600; }
 blockquote { margin: 0 0 1rem; padding: .8rem 1.1rem; background: var(--card); border-left: 3px solid var(--accent);
@@ -120,21 +120,20 @@ class Report:
     def tiles(self) -> Iterable[str]:
         """Yield the headline numbers."""
         evaluation, done = self.result("evaluate"), max(self.history.train_loss, default=-1) + 1
-        loss = evaluation.get("nats_per_token", list(self.history.validation_loss.values())[-1:])
-        if isinstance(loss, float):
-            yield tile("validation loss", f"{loss:.4f}", "nats a token")
-            yield tile("", f"{evaluation['bits_per_byte']:.4f}", "bits a byte of held-out text")
-        elif loss:
-            yield tile("validation loss so far", f"{loss[0]:.4f}", "nats a token")
+        if evaluation:
+            note = f"nats a token; {evaluation['bits_per_byte']:.4f} bits a byte"
+            yield tile("validation loss", f"{evaluation['nats_per_token']:.4f}", note)
+        elif self.history.validation_loss:
+            yield tile(
+                "validation loss so far", f"{list(self.history.validation_loss.values())[-1]:.4f}", "nats a token"
+            )
         if "hellaswag" in evaluation:
             correct, total = evaluation["hellaswag"]["correct"], evaluation["hellaswag"]["total"]
             yield tile("HellaSwag", f"{correct / total:.4f}", f"{correct:,} of {total:,}")
-        yield tile(
-            "training", f"{done * self.tokens_per_step / 1e6:,.1f}M tokens", f"{done:,} of {self.n_steps:,} steps"
-        )
+        yield tile("training tokens", millions(done * self.tokens_per_step), f"{done:,} of {self.n_steps:,} steps")
         speed = self.tokens_per_s(done)
         if speed:
-            yield tile("throughput", f"{speed:,.0f} tokens/s", self.speed_note(speed))
+            yield tile("tokens a second", f"{speed:,.0f}", self.speed_note(speed))
         hours, price = self.train_hours(), self.result("plan").get("dollars_per_hour")
         if hours:
             yield tile("training time", duration(3600 * hours), "validation and checkpoints included")
@@ -162,8 +161,8 @@ class Report:
             self.preset.model, self.preset.settings.seq_len, tokens_per_s / max(facts.get("n_gpus", 1), 1), peak
         )
         if share is None or peak is None:
-            return "the whole job, validation included"
-        return f"MFU {share:.1%} of {peak / 1e12:.0f} TFLOP/s a GPU, validation included"
+            return "over the whole job, validation included"
+        return f"MFU {share:.1%} of {peak / 1e12:.0f} TFLOP/s a GPU; over the whole job"
 
     # ---- sections
 
@@ -273,9 +272,7 @@ class Report:
 
 def tile(name: str, value: str, note: str) -> str:
     """Return a headline number."""
-    return (
-        f'<div class="tile"><span>{escape(name)}&nbsp;</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
-    )
+    return f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
 
 
 def figure(title: str, plot: str, caption: str) -> str:
@@ -293,9 +290,14 @@ def table(title: str, rows: Sequence[tuple[str, str]], *, code: bool = False) ->
 def duration(seconds: float) -> str:
     """Return a time as people say it."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def millions(n_tokens: float) -> str:
+    """Return a number of tokens in millions or billions."""
+    return f"{n_tokens / 1e9:,.2f}B" if n_tokens >= 1e9 else f"{n_tokens / 1e6:,.1f}M"
 
 
 def escape(text: str) -> str:

@@ -81,12 +81,12 @@ def small_loss_plot(
     def draw(axes: Axes) -> None:
         _draw_run(axes, history, tokens_per_step / 1e6, scale=bits_per_nat)
         right = max([*history.validation_loss, *history.train_loss], default=1) * tokens_per_step / 1e6
-        for row in baselines:
-            bits = float(str(row["bits_per_byte"]))
+        levels = [float(str(row["bits_per_byte"])) for row in baselines]
+        for row, bits in zip(baselines, levels, strict=True):
             axes.axhline(bits, color=PUBLISHED, lw=1.2, ls=(0, (5, 2)))
             axes.text(right, bits + 0.02, f"{row['name']} {bits:.2f}", ha="right", va="bottom", fontsize=10)
-        lowest = min(history.validation_loss.values(), default=1.0) * bits_per_nat
-        highest = max([float(str(row["bits_per_byte"])) for row in baselines], default=lowest + 2)
+        lowest = min([min(history.validation_loss.values()) * bits_per_nat, *levels])
+        highest = max(levels, default=lowest + 2)
         axes.set(xlabel="training tokens, millions", ylabel="loss, bits a byte")
         axes.set_ylim(lowest - 0.15, highest + 0.5)
         axes.legend(loc="upper center")
@@ -111,13 +111,15 @@ def hellaswag_plot(history: History, preset: str, tokens_per_step: int) -> str:
 
 
 def _draw_run(axes: Axes, history: History, tokens_per_step: float, *, scale: float) -> None:
-    steps, losses = np.array(list(history.train_loss)), np.array(list(history.train_loss.values()))
-    if len(losses):
-        smooth = smoothed(losses, max(1, len(losses) // 100))
-        axes.plot(steps * tokens_per_step, smooth * scale, color=OURS, alpha=0.35, lw=1.0, label="this run, training")
+    if history.train_loss:
+        steps, train_losses = np.array(list(history.train_loss)), np.array(list(history.train_loss.values()))
+        smooth = smoothed(train_losses, max(1, len(steps) // 100))
+        axes.plot(steps * tokens_per_step, smooth * scale, color=OURS, alpha=0.5, lw=1.0, label="this run, training")
     validation = history.validation_loss
     tokens = [step * tokens_per_step for step in validation]
-    axes.plot(tokens, [scale * loss for loss in validation.values()], color=OURS, label="this run, validation")
+    losses = [scale * loss for loss in validation.values()]
+    marker = "o" if len(losses) < 50 else ""
+    axes.plot(tokens, losses, marker=marker, ms=3.5, color=OURS, label="this run, validation")
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:

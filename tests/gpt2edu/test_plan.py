@@ -120,8 +120,9 @@ def test_large_work_needs_consent():
 @pytest.mark.parametrize("name", PRESETS)
 def test_plan_in_words(name):
     text = plan_text(make_plan(machine(8), name))
-    for word in ("tokens", "FLOP", "memory", "disk", "about", "$"):
+    for word in ("tokens", "FLOP", "memory", "disk", "about"):
         assert word in text
+    assert "$" in text
     assert ("H100 80GB" in text) == name.startswith("gpt2")
     assert all(len(line) <= 120 or "command" in line for line in text.splitlines())
 
