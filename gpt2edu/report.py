@@ -41,7 +41,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.6rem 0 .8rem; }
 p.lead, figcaption, .tile span, .tile small { color: var(--soft); }
 p.lead { margin: 0 0 1.6rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem 1rem; }
 .tile span, .tile small { display: block; font-size: .82rem; }
 .tile b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; }
