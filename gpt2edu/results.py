@@ -46,6 +46,8 @@ ROW_OPTIONAL = {
     "max_error": float,
     "baseline_error": float,
 }
+SOURCE_FOLDERS = ("gpt2edu", "kernels")
+COMMITS_SEARCHED = 200
 PACKAGES = ("torch", "numba", "numba-cuda", "numpy")
 CEILINGS = {"copy_gb_per_s", "matmul_tflop_per_s"}
 
@@ -150,18 +152,17 @@ def write_results(
 
 
 def stamp_results(path: Path, folder: Path = RESULTS_DIR) -> Path:
-    """Take over a file that was measured on a copy of this source without git: give it the commit.
+    """Take over a file that was measured on a copy of this source without git: give it the commit of that source.
 
     Raises:
-        Gpt2EduError: the source here is not what was measured, or is not committed.
+        Gpt2EduError: none of the last commits has the source that was measured.
     """
     results = _read(path)
-    commit, dirty = repository_state()
-    if results.versions["source"] != source_fingerprint():
-        raise Gpt2EduError(f"{path}: measured on other source than is here; measure again")
-    if dirty:
-        raise Gpt2EduError(f"{path}: gpt2edu or kernels differ from the last commit; commit them first")
-    return _store(dataclasses.replace(results, commit=commit, dirty=False), folder)
+    for commit in _git("rev-list", f"--max-count={COMMITS_SEARCHED}", "HEAD").split():
+        entries = [line.split(maxsplit=3) for line in _git("ls-tree", "-r", commit, *SOURCE_FOLDERS).splitlines()]
+        if results.versions["source"] == _fingerprint({name: blob for _, _, blob, name in entries}):
+            return _store(dataclasses.replace(results, commit=commit, dirty=False), folder)
+    raise Gpt2EduError(f"{path}: measured on source that is in none of the last commits; commit it and measure again")
 
 
 def _store(results: Results, folder: Path) -> Path:
@@ -189,10 +190,10 @@ def gpu_slug(gpu: str) -> str:
 
 
 def repository_state() -> tuple[str, bool]:
-    """Return the commit of the source tree and whether tracked files differ from it; ("unknown", True) without git."""
+    """Return the commit of the source tree and whether the packages differ from it; ("unknown", True) without git."""
     try:
         commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "gpt2edu", "kernels")
+        changed = _git("status", "--porcelain", "--", *SOURCE_FOLDERS)
     except (OSError, subprocess.CalledProcessError):
         return "unknown", True
     return commit, bool(changed)
@@ -200,11 +201,19 @@ def repository_state() -> tuple[str, bool]:
 
 def source_fingerprint() -> str:
     """Return a hash of the Python files of both packages: what a measurement measured."""
-    digest = hashlib.sha256()
-    for package in ("gpt2edu", "kernels"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    paths = [path for folder in SOURCE_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    return _fingerprint({path.relative_to(ROOT).as_posix(): _git_blob(path.read_bytes()) for path in paths})
+
+
+def _fingerprint(blobs: dict[str, str]) -> str:
+    """Hash the names and git's blob ids of the Python files among `blobs`."""
+    lines = sorted(f"{name} {blob}" for name, blob in blobs.items() if name.endswith(".py"))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _git_blob(content: bytes) -> str:
+    """Return the id that git gives to a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _git(*arguments: str) -> str:

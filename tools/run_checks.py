@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = dict.fromkeys(COUNTED, 0)
     report = []
     with tempfile.TemporaryDirectory(prefix="gpt2edu-test-") as data:
-        shared = {"GPT2EDU_DATA": data, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        shared = {"GPT2EDU_DATA": data, "OMP_NUM_THREADS": "1"}
         for name, (commands, environment) in chosen.items():
             if arguments.parts and name not in arguments.parts:
                 continue

@@ -72,17 +72,20 @@ def commit(root):
         subprocess.run(["git", *arguments], cwd=root, check=True)
 
 
-def test_stamp_gives_the_commit_of_the_same_source(tmp_path, repository):
+def test_stamp_finds_the_commit_of_the_measured_source(tmp_path, repository):
     measured = write_results("train_loop", [ROW], {}, gpu="H100", driver="580", command="x", folder=tmp_path / "there")
     assert json.loads(measured.read_text())["commit"] == "unknown"
-    with pytest.raises(Gpt2EduError, match="commit them first"):
+    (repository / "gpt2edu" / "a.py").write_text("2")
+    commit(repository)
+    with pytest.raises(Gpt2EduError, match="in none of the last commits"):
         stamp_results(measured, tmp_path)
+    (repository / "gpt2edu" / "a.py").write_text("1")
+    commit(repository)
+    measured_commit = results.repository_state()[0]
+    (repository / "gpt2edu" / "b.py").write_text("3")
     commit(repository)
     stamped = json.loads(stamp_results(measured, tmp_path).read_text())
-    assert len(stamped["commit"]) == 40 and not stamped["dirty"]
-    (repository / "gpt2edu" / "a.py").write_text("2")
-    with pytest.raises(Gpt2EduError, match="measured on other source"):
-        stamp_results(measured, tmp_path)
+    assert (stamped["commit"], stamped["dirty"]) == (measured_commit, False)
 
 
 def test_readme_table_holds_the_numbers_of_the_files(tmp_path, monkeypatch):
