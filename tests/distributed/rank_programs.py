@@ -63,6 +63,9 @@ def fail(kind: str) -> None:
                 raise ZeroDivisionError("a defect")
             if kind == "abort":
                 communicator.abort("stop", 5)
+            if kind == "exit":
+                print("no reason", file=sys.stderr)
+                sys.exit(4)
         communicator.barrier()
 
 
