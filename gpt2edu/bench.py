@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpt2edu.bench_text_run import add_text_run, bench_text_run
 from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import SingleProcess
 from gpt2edu.errors import UsageError, run_main
@@ -35,6 +36,8 @@ DATA_STEPS = 4  # optimizer steps in the random data; the loader goes round
 EXAMPLES = """examples:
   python -m gpt2edu.bench train_loop                   the trainer against a bare PyTorch loop: GPT-2 124M, B=64
   python -m gpt2edu.bench train_loop -b 16 -d 32768    the same with small steps
+  python -m gpt2edu.bench text_run -i "text_train_*.bin" -j "text_val_*.bin" -b 16 8
+                                                       two runs of 200 steps on real text, and their loss curves
   python -m gpt2edu.bench stamp results/*.json         take over files measured on a machine without git
   python -m gpt2edu.bench readme                       write the results table in README.md anew
 """
@@ -177,7 +180,10 @@ def _train_settings(arguments: argparse.Namespace, device: torch.device, folder:
     )
 
 
-BENCHES: dict[str, Callable[[argparse.Namespace, torch.device], list[Row]]] = {"train_loop": bench_train_loop}
+BENCHES: dict[str, Callable[[argparse.Namespace, torch.device], list[Row]]] = {
+    "train_loop": bench_train_loop,
+    "text_run": bench_text_run,
+}
 
 
 def measure(arguments: argparse.Namespace) -> int:
@@ -255,8 +261,11 @@ def build_parser() -> argparse.ArgumentParser:
     option("--blocks", type=int, default=5, help="turns of each loop (default %(default)s)")
     option("--block-steps", type=int, default=5, help="timed steps in a turn (default %(default)s)")
     option("--warmup", type=int, default=3, help="untimed steps before the first turn (default %(default)s)")
-    option("--device", help="cuda or cpu (default: what there is)")
-    option("--output", type=Path, default=RESULTS_DIR, help="folder of the results file (default book/results)")
+    for measurement in (train_loop, add_text_run(actions)):
+        measurement.add_argument("--device", help="cuda or cpu (default: what there is)")
+        measurement.add_argument(
+            "--output", type=Path, default=RESULTS_DIR, help="folder of the results file (default book/results)"
+        )
     stamp = actions.add_parser("stamp", help="take over files measured on a copy of this source", allow_abbrev=False)
     stamp.add_argument("files", type=Path, nargs="+")
     actions.add_parser("readme", help="write the results table in README.md anew", allow_abbrev=False)

@@ -45,6 +45,8 @@ ROW_OPTIONAL = {
     "torch_ratio": float,
     "max_error": float,
     "baseline_error": float,
+    "train_loss": list,  # nats a token, one a step
+    "validation_loss": list,  # [step, nats a token]
 }
 SOURCE_FOLDERS = ("gpt2edu", "kernels")
 COMMITS_SEARCHED = 200

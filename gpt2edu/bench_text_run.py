@@ -1,0 +1,108 @@
+"""The bench that learns: a few hundred steps on real text from one start, whose loss curves are kept and plotted."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from gpt2edu.config import TrainConfig
+from gpt2edu.distributed import SingleProcess
+from gpt2edu.errors import UsageError
+from gpt2edu.flops import flop_per_token
+from gpt2edu.logger import MainLog
+from gpt2edu.results import Row
+from gpt2edu.run import prepare_run
+from gpt2edu.train import BatchStream, TrainResult, train_step, validate
+
+WARMUP_SHARE = 5  # the learning rate rises over a fifth of the steps
+
+
+def add_text_run(actions: Any) -> argparse.ArgumentParser:
+    """Add the command `text_run` to the subcommands of `gpt2edu.bench`; return its parser."""
+    parser = actions.add_parser("text_run", help="loss curves on real text, at most one pass", allow_abbrev=False)
+    option = parser.add_argument
+    option("-i", "--train-pattern", required=True, help="training shards, as for gpt2edu.train")
+    option("-j", "--val-pattern", required=True, help="validation shards")
+    option("-e", "--model", default="d12", help="descriptor of the model (default %(default)s)")
+    option("-b", "--micro-batch", type=int, nargs="+", default=[16], help="one run each (default %(default)s)")
+    option("-t", "--seq-len", type=int, default=1024, help="tokens of a sequence (default %(default)s)")
+    option("-d", "--total-batch", type=int, default=32_768, help="tokens a step (default %(default)s)")
+    option("-x", "--steps", type=int, default=200, help="optimizer steps (default %(default)s)")
+    option("-v", "--val-every", type=int, default=50, help="validate every so many steps (default %(default)s)")
+    return parser
+
+
+def bench_text_run(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
+    """Train once for each micro-batch, from the same weights on the same sequences.
+
+    Raises:
+        UsageError: the text is too short for one pass.
+    """
+    return [_run(arguments, device, micro_batch) for micro_batch in arguments.micro_batch]
+
+
+def _run(arguments: argparse.Namespace, device: torch.device, micro_batch: int) -> Row:
+    settings = TrainConfig(
+        train_pattern=arguments.train_pattern,
+        val_pattern=arguments.val_pattern,
+        model=arguments.model,
+        micro_batch=micro_batch,
+        seq_len=arguments.seq_len,
+        total_batch=arguments.total_batch,
+        max_steps=arguments.steps,
+        learning_rate=6e-4,
+        warmup_steps=arguments.steps // WARMUP_SHARE,
+        final_lr_fraction=0.1,
+        weight_decay=0.1,
+        recompute=0,
+    )
+    run = prepare_run(settings, device, SingleProcess(), say=lambda _text: None)
+    one_pass = run.train_loader.steps_per_epoch
+    if run.n_steps > one_pass:
+        raise UsageError(f"-x {run.n_steps}: {arguments.train_pattern} lasts for {one_pass} steps of one pass")
+    run.log = log = _Curve()
+    batches = BatchStream(run)
+    times_ms = []
+    for step in range(run.n_steps + 1):
+        if step % arguments.val_every == 0 or step == run.n_steps:
+            validate(run, step, TrainResult())
+        if step < run.n_steps:
+            start = time.perf_counter()
+            outcome = train_step(run, step, batches)
+            times_ms.append(1e3 * (time.perf_counter() - start))
+            log.train_loss.append(outcome.loss)
+    times_ms = times_ms[1:]  # the first one compiles
+    median_ms = statistics.median(times_ms)
+    config, tokens = run.engine.config, run.settings.total_batch
+    shape = {"B": micro_batch, "T": settings.seq_len, "tokens": tokens, "L": config.n_layers, "C": config.channels}
+    return {
+        "op": "text_run",
+        "variant": f"torch engine, B={micro_batch}",
+        "dtype": run.engine.dtype,
+        "shape": shape,
+        "n_runs": len(times_ms),
+        "median_ms": median_ms,
+        "min_ms": min(times_ms),
+        "max_ms": max(times_ms),
+        "tokens_per_s": tokens / median_ms * 1e3,
+        "tflop_per_s": flop_per_token(config, settings.seq_len) * tokens / median_ms * 1e3 / 1e12,
+        "train_loss": log.train_loss,
+        "validation_loss": log.validation_loss,
+    }
+
+
+class _Curve(MainLog):
+    """Keeps the losses with all their digits instead of writing them."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.train_loss: list[float] = []
+        self.validation_loss: list[list[float]] = []  # [step, nats a token]
+
+    def log_validation(self, step: int, loss: float) -> None:
+        """Keep a validation loss."""
+        self.validation_loss.append([step, loss])
