@@ -62,7 +62,9 @@ def error_bound(plain: np.ndarray, reference: np.ndarray, dtype: str) -> float:
         dtype: "float32" or "bfloat16".
 
     Returns:
-        The bound, at least two roundings of the greatest value: a plain version may be exact by luck.
+        The bound; at least two roundings of the greatest value to `dtype` and four to float32, as a plain version may
+        be exact by luck.
     """
     scale = float(np.max(np.abs(reference), initial=0.0))
-    return max(2 * max_error(rounded(plain, dtype), reference), 2 * EPSILON[dtype] * scale)
+    least = max(2 * EPSILON[dtype], 4 * EPSILON["float32"]) * scale
+    return max(2 * max_error(rounded(plain, dtype), reference), least)

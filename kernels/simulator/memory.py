@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 
 import numpy as np
@@ -22,6 +24,7 @@ _POISON = 0xFF
 _BUFFER_ALIGNMENT = 128
 
 
+@functools.cache
 def as_numpy_dtype(dtype: object) -> np.dtype:
     """Take a Numba type, a NumPy type or a name."""
     return np.dtype(numpy_support.as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
@@ -187,5 +190,6 @@ class LocalMemory:
     def array(self, shape, dtype, alignment: int | None = None) -> SimulatedArray:
         """Return a fresh array; a GPU keeps it in registers or in local memory."""
         dtype = as_numpy_dtype(dtype)
-        n_bytes = int(np.prod(shape)) * dtype.itemsize
-        return SimulatedArray(_aligned_bytes(n_bytes).view(dtype).reshape(shape), "local array")
+        n_elements = math.prod(shape) if isinstance(shape, tuple) else shape
+        data = np.frombuffer(bytearray([_POISON]) * (n_elements * dtype.itemsize), dtype)
+        return SimulatedArray(data.reshape(shape), "local array")
