@@ -177,6 +177,37 @@ def test_impossible_settings(tmp_path, options, words):
         prepare_text(["x"], tmp_path, load_tokenizer(), name="t", **options)
 
 
+@pytest.mark.parametrize("held_out", [{"val_fraction": 0.3}, {"val_tokens": 70}])
+def test_interrupted_at_every_file(tmp_path, monkeypatch, held_out):
+    """However far it came, before or after a file got its name, the rest comes out the same."""
+    documents, gpt2 = make_documents(40), load_tokenizer()
+    options = {"name": "t", "shard_tokens": 300, **held_out}
+    prepare_text(documents, tmp_path / "whole", gpt2, **options)
+    whole, replace = folder_bytes(tmp_path / "whole"), os.replace
+    for stop in range(2 * 2 * len(whole)):
+        calls = []
+
+        def interrupted(source, target, stop=stop, calls=calls):
+            calls.append(target)
+            if len(calls) > stop // 2:
+                if stop % 2:
+                    replace(source, target)
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        monkeypatch.setattr(files.os, "replace", interrupted)
+        folder = tmp_path / f"stop{stop}"
+        try:
+            prepare_text(documents, folder, gpt2, **options)
+        except KeyboardInterrupt:
+            monkeypatch.setattr(files.os, "replace", replace)
+            prepare_text(documents, folder, gpt2, **options)
+        assert folder_bytes(folder) == whole
+        if len(calls) <= stop // 2:
+            return
+    raise AssertionError("more file operations than expected")
+
+
 def test_full_disk_keeps_what_is_finished(tmp_path, monkeypatch):
     documents, gpt2 = make_documents(60), load_tokenizer()
     prepare_text(documents, tmp_path / "whole", gpt2, name="t", shard_tokens=300)
@@ -316,12 +347,34 @@ def test_killed_ten_times(tmp_path, workers):
     check_killed(tmp_path, 10, workers, seed=10 + workers)
 
 
-def test_workers_end_when_the_main_process_is_killed(tmp_path):
-    process = Killing(tmp_path, 2).start(tmp_path / "out")
+STALL = """
+import sys, time
+from gpt2edu.corpora import Corpus
+from gpt2edu.tokenize_corpus import prepare_text
+from gpt2edu.tokenizer import load_tokenizer
+
+class Stalled(Corpus):
+    description = "a network that stopped answering"
+    def documents(self, position=None):
+        for i in range(3):
+            yield i, "word " * 60_000
+        open(sys.argv[1] + ".stalled", "w").close()
+        time.sleep(1000)
+
+if __name__ == "__main__":
+    prepare_text(Stalled(), sys.argv[1], load_tokenizer(), name="t", workers=2)
+"""
+
+
+def test_idle_workers_end_when_the_main_process_is_killed(tmp_path):
+    (tmp_path / "stall.py").write_text(STALL)
+    process = subprocess.Popen([sys.executable, tmp_path / "stall.py", tmp_path / "out"])
     deadline = time.monotonic() + 60
-    while len(children_of(process.pid)) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)  # two workers and multiprocessing's resource tracker
-    workers = children_of(process.pid)
+    while not (tmp_path / "out.stalled").exists() or len(children_of(process.pid)) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(1)  # the workers finish what they have
+    workers = children_of(process.pid)  # two, and multiprocessing's resource tracker
     process.kill()
     process.wait()
     while any(map(alive, workers)) and time.monotonic() < deadline:
