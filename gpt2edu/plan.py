@@ -52,7 +52,7 @@ GPU_KINDS = (
 )
 OTHER_GPU_MFU = 0.35
 SEVERAL_GPUS_EFFICIENCY = 0.95  # of n times one GPU, inside a node
-CORE_FLOP_PER_S = 40e9  # of one processor core in fp32
+CORE_FLOP_PER_S = 50e9  # of one processor core in fp32
 USABLE_MEMORY = 0.85  # of a GPU's memory; the rest is the context's, NCCL's and the allocator's
 
 ASSUMPTIONS = f"""\
@@ -273,7 +273,12 @@ def choice_lines(plan: Plan) -> tuple[str, str]:
 
 
 def plan_text(plan: Plan) -> str:
-    """Return the plan and, for the GPT-2 presets, the table of GPU kinds."""
+    """Return the choice and its details."""
+    return "\n".join([*choice_lines(plan), "", plan_details(plan)])
+
+
+def plan_details(plan: Plan) -> str:
+    """Return the numbers of the plan and, for the GPT-2 presets, the table of GPU kinds."""
     preset, model, settings = plan.preset, plan.preset.model, plan.preset.settings
     gpu = f" of {plan.machine.gpus[0].memory_bytes / 1e9:.0f} GB" if plan.n_gpus else ""
     per_token = flop_per_token(model, settings.seq_len) / 1e6
@@ -290,7 +295,7 @@ def plan_text(plan: Plan) -> str:
         ("here", ", ".join([_duration(plan.hours), *([_dollars(plan.dollars)] if plan.n_gpus else [])])),
         ("command", f"python -m gpt2edu.train {' '.join(plan.train_flags)}"),
     ]
-    lines = [*choice_lines(plan), "", *(f"  {name:9}{value}" for name, value in rows)]
+    lines = [f"  {name:9}{value}" for name, value in rows]
     if settings.hellaswag:
         lines += ["", *price_table(plan), "", ASSUMPTIONS]
     return "\n".join(lines)

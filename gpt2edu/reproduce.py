@@ -14,7 +14,7 @@ from gpt2edu.distributed import launched_world, make_communicator
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
 from gpt2edu.files import data_dir
 from gpt2edu.machine import describe_machine
-from gpt2edu.plan import Plan, choice_lines, large_work, make_plan, plan_text
+from gpt2edu.plan import Plan, choice_lines, large_work, make_plan, plan_details, plan_text
 from gpt2edu.presets import PRESETS
 from gpt2edu.reproduction import Reproduction, announce, train_here
 from gpt2edu.stages import RunFolder
@@ -135,7 +135,7 @@ def ask_for_consent(plan: Plan, reasons: list[str], *, yes: bool) -> None:
     Raises:
         UsageError: nobody is there to ask, or the answer is no.
     """
-    print(f"\n{plan_text(plan)}\n", flush=True)
+    print(f"\n{plan_details(plan)}\n", flush=True)
     if yes:
         return
     question = f"This takes {', '.join(reasons)}"
