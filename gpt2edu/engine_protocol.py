@@ -38,6 +38,9 @@ class Engine(Protocol):
     def largest_micro_batch(self, candidates: list[int]) -> int:
         """Return the largest of the ascending `candidates` that fits the memory, 0 if none; gradients are lost."""
 
+    def fits(self, n_rows: int) -> bool:
+        """Try whether a micro-batch of `n_rows` fits the memory; gradients are lost."""
+
     def state_arrays(self) -> dict[str, Tensor]:
         """Return this rank's optimizer state, by name: flat fp32 arrays of equal size."""
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from gpt2edu.config import GPT2_VOCAB_SIZE, ModelConfig, TrainConfig
 from gpt2edu.distributed import Communicator
+from gpt2edu.engine_protocol import Engine
 from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.files import data_dir
 from gpt2edu.manifest import Manifest, verify
 from gpt2edu.tokenizer import Tokenizer, load_tokenizer
-from gpt2edu.torch_engine import TorchEngine
 
 LLMC_MICRO_BATCH = 4
 RECIPE_124M = (524_288, 1024)  # -d and -t of the 124M recipe, whose data order is that of 8 GPUs with -b 64
@@ -116,7 +116,7 @@ def decide_batch(settings: TrainConfig, world_size: int, saved: dict[str, Any]) 
     settings.order_batch = settings.order_batch or (saved["order_batch"] if same_cut else batch)
 
 
-def choose_micro_batch(engine: TorchEngine, n_sequences: int, communicator: Communicator) -> int:
+def choose_micro_batch(engine: Engine, n_sequences: int, communicator: Communicator) -> int:
     """Return the largest micro-batch that divides the rank's `n_sequences` a step and fits every rank's memory."""
     rows = min(communicator.gather(engine.largest_micro_batch(divisors(n_sequences))))
     if not rows:
@@ -124,11 +124,15 @@ def choose_micro_batch(engine: TorchEngine, n_sequences: int, communicator: Comm
     return rows
 
 
-def out_of_memory(settings: TrainConfig, engine: TorchEngine, n_sequences: int) -> Gpt2EduError:
+def out_of_memory(settings: TrainConfig, engine: Engine, n_sequences: int) -> Gpt2EduError:
     """Return the error for a micro-batch that was too large; it names the largest -b that fits."""
     smaller = [rows for rows in divisors(n_sequences) if rows < settings.micro_batch]
-    rows = engine.largest_micro_batch(smaller) if smaller else 0
-    remedy = f"the largest that fits is about -b {rows}" if rows else "use -r 2, a shorter -t or a smaller model -e"
+    rows = engine.largest_micro_batch(smaller) if smaller else 0  # a careful estimate
+    for larger in smaller:
+        if larger > rows and not engine.fits(larger):
+            break
+        rows = max(rows, larger)
+    remedy = f"the largest that fits is -b {rows}" if rows else "use -r 2, a shorter -t or a smaller model -e"
     return Gpt2EduError(f"-b {settings.micro_batch}: the GPU's memory is too small for so many sequences; {remedy}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -206,17 +207,29 @@ class TorchEngine:
         held = torch.cuda.memory_allocated(self.device)
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - held
         try:
-            one, two = self._peak_bytes(1) - held, self._peak_bytes(2) - held
+            one, two = (self._peak_bytes(rows, self.model.losses) - held for rows in (1, 2))
         except torch.OutOfMemoryError:
             return candidates[0] if candidates[0] == 1 else 0
         n_fitting = 1 + int((MEMORY_MARGIN * free - one) // max(two - one, 1))
         return max((rows for rows in candidates if rows <= n_fitting), default=0)
 
-    def _peak_bytes(self, n_rows: int) -> int:
+    def fits(self, n_rows: int) -> bool:
+        """Try a micro-batch as training would run it; False where there is no memory to measure. Gradients are lost."""
+        if self.device.type != "cuda":
+            return False
+        torch.cuda.empty_cache()
+        try:
+            self._peak_bytes(n_rows, self._compiled_losses)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def _peak_bytes(self, n_rows: int, losses: Callable[[Tensor, Tensor], Tensor]) -> int:
+        """Return the most memory that was in use during a forward and backward pass."""
         torch.cuda.reset_peak_memory_stats(self.device)
         tokens_BT = torch.zeros(n_rows, self.settings.seq_len, dtype=torch.int64, device=self.device)
         with self._autocast():
-            loss = self.model.losses(tokens_BT, tokens_BT).mean()
+            loss = losses(tokens_BT, tokens_BT).mean()
         loss.backward()
         self._gradients.zero_()
         return torch.cuda.max_memory_allocated(self.device)

@@ -1,5 +1,7 @@
 """Batch sizes, data order, tokenizer and HellaSwag file of a run."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -84,15 +86,24 @@ def test_hellaswag_is_off_without_its_file_unless_it_was_named(tmp_path, monkeyp
 
 
 class FixedMemory:
+    """Fits `fits` sequences, of which a careful estimate sees only half."""
+
     def __init__(self, fits):
-        self.fits = fits
+        self.limit = fits
 
     def largest_micro_batch(self, candidates):
-        return max((rows for rows in candidates if rows <= self.fits), default=0)
+        return max((rows for rows in candidates if rows <= self.limit // 2), default=0)
+
+    def fits(self, n_rows):
+        return n_rows <= self.limit
 
 
-def test_out_of_memory_names_the_largest_micro_batch_that_fits():
-    settings = TrainConfig(micro_batch=64)
-    assert "-b 16" in str(out_of_memory(settings, FixedMemory(20), 512))
-    assert "-r 2" in str(out_of_memory(settings, FixedMemory(0), 512))
-    assert "-r 2" in str(out_of_memory(TrainConfig(micro_batch=1), FixedMemory(0), 512))
+@pytest.mark.parametrize(("fits", "named"), [(20, "-b 16"), (40, "-b 32"), (1, "-b 1"), (0, "-r 2, a shorter")])
+def test_out_of_memory_names_the_largest_micro_batch_that_fits(fits, named):
+    message = str(out_of_memory(TrainConfig(micro_batch=64), FixedMemory(fits), 512))
+    assert message.startswith("-b 64: ")
+    assert re.search(rf"{named}\b", message)
+
+
+def test_out_of_memory_with_one_sequence_names_other_ways():
+    assert "-r 2, a shorter -t or a smaller model" in str(out_of_memory(TrainConfig(micro_batch=1), FixedMemory(0), 8))

@@ -15,6 +15,7 @@ import torch
 from gpt2edu import train as trainer
 from gpt2edu.checkpoint import find_checkpoint
 from gpt2edu.errors import Gpt2EduError, UsageError
+from gpt2edu.hellaswag import Example, write_hellaswag
 from gpt2edu.logger import read_log
 from gpt2edu.shards import HEADER_BYTES, write_shard
 from gpt2edu.torch_engine import TorchEngine
@@ -147,6 +148,27 @@ def test_validation_tokens(argv, capsys):
     for flags, n_tokens in (((), 592), (("-m", -1), 592), (("-m", 3), 3 * 4 * 16)):
         run(argv("-x", 0, *flags))
         assert re.search(rf"\| val tokens +\| {n_tokens} ", capsys.readouterr().out)
+
+
+def test_hellaswag_is_evaluated_when_validation_is_but_not_before_the_first_step(argv, corpus, tmp_path, capsys):
+    random = np.random.default_rng(0)
+    examples = [Example(random.integers(0, 120, 5), random.integers(0, 120, (4, 3)), n % 4) for n in range(8)]
+    write_hellaswag(tmp_path / "hellaswag.bin", examples)
+    flags = ("-e", "d1,h1,c8,t16", "-h", 1, "--hellaswag", tmp_path / "hellaswag.bin", "--tokenizer", "gpt2")
+    result = run(argv("-x", 5, "-v", 2, *flags, "-o", tmp_path / "log"))
+    history = read_log(tmp_path / "log" / "main.log")
+    assert list(history.hellaswag) == [2, 4, 5]
+    assert history.hellaswag[5] == pytest.approx(result.hellaswag, abs=1e-4)
+    assert re.search(r"^HellaSwag: \d/8 = 0\.\d{6}$", capsys.readouterr().out, re.M)
+    assert result.val_bits_per_byte > 0
+
+
+def test_the_progress_bar_shows_on_a_terminal_only(argv, monkeypatch, capsys):
+    run(argv("-x", 2))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    run(argv("-x", 2))
+    assert "2/2" in capsys.readouterr().err
 
 
 def test_outliers_are_skipped(argv, monkeypatch, capsys, losses):
@@ -353,7 +375,7 @@ def test_out_of_memory_names_the_micro_batch(argv, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(TorchEngine, "accumulate", accumulate)
-    with pytest.raises(Gpt2EduError, match="^-b 4: .*about -b 2$"):
+    with pytest.raises(Gpt2EduError, match="^-b 4: .*largest that fits is -b 2$"):
         run(argv("-x", 2))
 
 
@@ -386,16 +408,15 @@ def test_bad_shards_are_named(argv, tmp_path):
         (("-d", 100), "-d 100 .*nearest.*-d 64 or 128"),
         (("-d", 8192), "-d 8192.*3,800 tokens"),
         (("-e", "no_such.bin"), "no_such.bin"),
-        (("-e", "d13"), "-e 'd13'"),
+        (("-e", "d13"), "'d13'.*d4,h4,c256"),
         (("-pn", 2), "-pn 2.*mpirun -np 2"),
         (("--tokenizer", "gpt2"), "--tokenizer gpt2"),
         (("-h", 1, "--hellaswag", "no_such"), "--hellaswag no_such"),
     ],
 )
 def test_impossible_settings_name_the_flag(argv, flags, message):
-    extra = flags if "-x" in flags or "8192" in map(str, flags) else ("-x", 1, *flags)
     with pytest.raises(Gpt2EduError, match=message):
-        run(argv(*extra))
+        run(argv("-x", -1 if 8192 in flags else 1, *flags))
 
 
 def test_a_full_disk_is_one_sentence(argv, tmp_path):
