@@ -245,6 +245,7 @@ def make_communicator(device: str) -> Communicator:
     if launched_world()[1] == 1:
         return SingleProcess()
     with MpiCommunicator() as communicator:
+        communicator.require_equal("--device", device)
         if device.startswith("cuda"):
             return NcclCommunicator()
         if not device.startswith("cpu"):
