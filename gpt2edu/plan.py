@@ -179,7 +179,7 @@ def make_plan(
 
     Args:
         machine: what there is.
-        preset_name: a key of PRESETS; None takes gpt2-124m where there is a GPU and laptop where there is none.
+        preset_name: a key of PRESETS; None takes gpt2-124m where a GPU has the memory for it, otherwise laptop.
         max_gpus: use no more GPUs than this.
         gpu_price: dollars an hour for one GPU, instead of the table's.
         launched: processes that MPI started already, perhaps on several machines like this one; 1 for none.
@@ -190,7 +190,7 @@ def make_plan(
     if preset_name is not None and preset_name not in PRESETS:
         raise UsageError(f"--preset {preset_name}: there are {', '.join(PRESETS)}")
     n_available = len(machine.gpus) if max_gpus is None else min(max_gpus, len(machine.gpus))
-    preset = PRESETS[preset_name or ("gpt2-124m" if n_available else "laptop")]
+    preset = PRESETS[preset_name or default_preset(machine if n_available else None)]
     n_sequences = (preset.settings.total_batch or 0) // preset.settings.seq_len
     world_size = launched
     if launched == 1 and not preset.text.own_vocabulary:  # the small presets gain nothing from a second GPU
@@ -200,6 +200,13 @@ def make_plan(
     n_gpus = world_size if n_available else 0
     micro_batch, recompute, needed = fit_memory(preset, machine, n_gpus, n_sequences // world_size)
     return Plan(preset, machine, n_gpus, world_size, micro_batch, recompute, needed, gpu_price)
+
+
+def default_preset(machine: Machine | None) -> str:
+    """Return gpt2-124m where every GPU has room for one sequence of it, otherwise (and without a machine) laptop."""
+    smallest = min((gpu.memory_bytes for gpu in machine.gpus), default=0) if machine else 0
+    needed = memory_bytes(PRESETS["gpt2-124m"].model, 1, PRESETS["gpt2-124m"].settings.seq_len, recompute=2)
+    return "gpt2-124m" if needed <= USABLE_MEMORY * smallest else "laptop"
 
 
 def largest_world(n_sequences: int, n_available: int) -> int:

@@ -101,6 +101,8 @@ def before_training(work: Reproduction, *, yes: bool) -> list[str] | None:
     if not (ready and work.training_is_done()):
         require_disk(work, data_ready=ready)
         reasons = large_work(work.plan, data_ready=ready)
+        if reasons and ready and "--overwrite" in work.start_arguments():
+            reasons.append(f"and the removal of the training with other settings in {work.run.train_folder}")
         if reasons:
             ask_for_consent(work.plan, reasons, yes=yes)
     work.prepare_data()
@@ -108,7 +110,10 @@ def before_training(work: Reproduction, *, yes: bool) -> list[str] | None:
         announce("train", f"done already: {work.final_checkpoint().model_path}")
         return None
     work.record_plan()
-    return [*work.train_command(), *work.start_arguments()]
+    start = work.start_arguments()
+    if "--overwrite" in start:
+        print(f"\nThe settings have changed: the training in {work.run.train_folder} is removed and begun again.")
+    return [*work.train_command(), *start]
 
 
 def require_disk(work: Reproduction, *, data_ready: bool) -> None:

@@ -40,6 +40,7 @@ from gpt2edu.train import train
 from gpt2edu.weights import load_model
 
 BASELINE_TRAIN_TOKENS = 10_000_000  # counting more of a large text changes little
+EVALUATION_BATCH = 16  # sequences
 SAMPLE_TOKENS = 200  # at most; a small context has room for fewer
 SAMPLE_TEMPERATURE, SAMPLE_TOP_K, SAMPLE_SEED = 0.8, 50, 42
 
@@ -208,11 +209,10 @@ class Reproduction:
             tokenizer, manifest = self.tokenizer(), self.manifest()
             seq_len, pattern = self.preset.settings.seq_len, manifest.pattern(self.shards, "val")
             loader = ValLoader(pattern, seq_len, n_tokens=None, rank=0, world_size=1, vocab_size=manifest.vocab_size)
-            nats, bits = validation_loss(model, loader, self.plan.micro_batch, alone, tokenizer.token_byte_lengths)
+            nats, bits = validation_loss(model, loader, EVALUATION_BATCH, alone, tokenizer.token_byte_lengths)
             stamp.result = {"nats_per_token": nats, "bits_per_byte": bits, "val_tokens": loader.n_tokens}
             if with_hellaswag:
-                rows = max(4, self.plan.micro_batch)
-                correct, total = hellaswag_accuracy(model, self.hellaswag_path, rows, seq_len, alone)
+                correct, total = hellaswag_accuracy(model, self.hellaswag_path, EVALUATION_BATCH, seq_len, alone)
                 stamp.result["hellaswag"] = {"correct": correct, "total": total}
             train_N = first_tokens(manifest.pattern(self.shards, "train"), BASELINE_TRAIN_TOKENS)
             val_M = first_tokens(pattern, loader.n_tokens + 1)

@@ -51,6 +51,16 @@ def test_one_gpu_does_the_same_step_in_more_micro_steps():
     assert plan.micro_batch * plan.n_micro_steps * 1024 == 524_288
 
 
+def test_processes_that_mpirun_started_are_taken_as_they_are():
+    plan = make_plan(machine(8), launched=16)  # two such machines
+    assert (plan.world_size, plan.n_gpus, plan.n_micro_steps) == (16, 16, 1)
+    assert plan.micro_batch == 32
+    with pytest.raises(UsageError, match="3 processes cannot share 512 sequences"):
+        make_plan(machine(8), launched=3)
+    on_processors = make_plan(machine(), "smoke", launched=2)
+    assert (on_processors.world_size, on_processors.n_gpus, on_processors.micro_batch) == (2, 0, 8)
+
+
 @pytest.mark.parametrize(("there", "limit", "used"), [(8, None, 8), (8, 2, 2), (7, None, 4), (3, None, 2), (6, 5, 4)])
 def test_number_of_gpus(there, limit, used):
     plan = make_plan(machine(there), max_gpus=limit)
@@ -59,9 +69,10 @@ def test_number_of_gpus(there, limit, used):
 
 
 def test_no_gpu_takes_the_laptop_preset():
-    for plan in (make_plan(machine()), make_plan(machine(8), max_gpus=0)):
+    for plan in (make_plan(machine()), make_plan(machine(8), max_gpus=0), make_plan(machine(1, gib=2))):
         assert plan.preset.name == "laptop"
         assert plan.world_size == 1
+    assert "--device cpu" in " ".join(make_plan(machine(8), max_gpus=0).train_flags)
     assert make_plan(machine(), "gpt2-124m").preset.name == "gpt2-124m"
 
 

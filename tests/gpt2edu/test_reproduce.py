@@ -65,13 +65,15 @@ def test_same_command_does_nothing_again(smoke, capsys):
     assert {path: path.stat().st_mtime_ns for path in run_of(smoke).train_folder.iterdir()} == before
 
 
-def test_changed_settings_are_done_again(smoke, monkeypatch):
+def test_changed_settings_are_done_again(smoke, capsys):
     work = Reproduction(make_plan(NO_GPU, "smoke"), run_of(smoke), smoke)
     assert work.training_is_done() and work.start_arguments() == ["-y", "1"]
     other = dataclasses.replace(PRESETS["smoke"], flags=PRESETS["smoke"].flags.replace("0.005", "0.006"))
     work = Reproduction(dataclasses.replace(work.plan, preset=other), run_of(smoke), smoke)
     assert not work.training_is_done() and work.start_arguments() == ["--overwrite"]
-    assert "0.006" in work.train_command()
+    command = reproduce.before_training(work, yes=False)
+    assert "0.006" in command and command[-1] == "--overwrite"
+    assert "The settings have changed" in capsys.readouterr().out
 
 
 def test_a_lost_checkpoint_is_made_again(smoke, tmp_path):
