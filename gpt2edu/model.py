@@ -5,7 +5,7 @@ A plain `torch.nn.Module` whose parameters are views of ONE flat fp32 tensor, la
 and the communication between ranks work on flat buffers, and the model still reads like a model.
 
 Shape suffix legend: B batch, T time, C channels, H heads, D = C / H head size, E = 3C, F = 4C,
-V vocabulary, P padded vocabulary, S time of the keys.
+V vocabulary, P padded vocabulary, S time of the keys, R = B * T rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LayerCache:
 
 
 def causal_attention(qkv_BTE: Tensor, n_heads: int, cache: LayerCache | None = None) -> Tensor:
-    """Let each position gather values from itself and the positions before it, in H heads at once.
+    """Let each position gather values from itself and earlier ones, in H heads at once.
 
     Args:
         qkv_BTE: queries, keys and values of every position, side by side.
@@ -56,20 +56,22 @@ def causal_attention(qkv_BTE: Tensor, n_heads: int, cache: LayerCache | None = N
     """
     B, T, E = qkv_BTE.shape
     # B T (three H D) -> three B H T D
-    query_BHTD, key_BHSD, value_BHSD = qkv_BTE.view(B, T, 3, n_heads, -1).permute(2, 0, 3, 1, 4)
-    if cache is None:
-        mixed_BHTD = functional.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, is_causal=True)
-    else:
+    heads_BT3HD = qkv_BTE.view(B, T, 3, n_heads, -1)
+    query_BHTD, key_BHSD, value_BHSD = heads_BT3HD.permute(2, 0, 3, 1, 4)
+    visible_TS = None
+    if cache is not None:
         key_BHSD, value_BHSD = cache.append(key_BHSD, value_BHSD)
-        S = key_BHSD.shape[2]
+        S = cache.length
         # the T newest queries stand at the end of the S keys
         visible_TS = torch.ones(T, S, dtype=torch.bool, device=qkv_BTE.device).tril(S - T)
-        mixed_BHTD = functional.scaled_dot_product_attention(query_BHTD, key_BHSD, value_BHSD, visible_TS)
+    mixed_BHTD = functional.scaled_dot_product_attention(
+        query_BHTD, key_BHSD, value_BHSD, attn_mask=visible_TS, is_causal=cache is None
+    )
     return mixed_BHTD.transpose(1, 2).reshape(B, T, E // 3)
 
 
 class Block(nn.Module):
-    """One transformer block: attention, then two linear layers with a GELU, each added to the residual stream."""
+    """Attention, then an MLP of two linear layers; each adds to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -85,13 +87,14 @@ class Block(nn.Module):
 
     def forward(self, hidden_BTC: Tensor, cache: LayerCache | None = None, recompute: int = 0) -> Tensor:
         """Return the residual stream (B, T, C) after this block."""
-        qkv_BTE = _apply(self.ln1, self.qkv, hidden_BTC, recompute=recompute >= 2)
-        hidden_BTC = hidden_BTC + self.attproj(causal_attention(qkv_BTE, self.n_heads, cache))
-        expanded_BTF = _apply(self.ln2, self.fc, hidden_BTC, recompute=recompute >= 2)
-        return hidden_BTC + _apply(self.gelu, self.fcproj, expanded_BTF, recompute=recompute >= 1)
+        qkv_BTE = _apply(self.ln1, self.qkv, hidden_BTC, recompute >= 2)
+        mixed_BTC = causal_attention(qkv_BTE, self.n_heads, cache)
+        hidden_BTC = hidden_BTC + self.attproj(mixed_BTC)
+        expanded_BTF = _apply(self.ln2, self.fc, hidden_BTC, recompute >= 2)
+        return hidden_BTC + _apply(self.gelu, self.fcproj, expanded_BTF, recompute >= 1)
 
 
-def _apply(first: nn.Module, linear: nn.Module, inputs: Tensor, *, recompute: bool) -> Tensor:
+def _apply(first: nn.Module, linear: nn.Module, inputs: Tensor, recompute: bool) -> Tensor:
     """Return linear(first(inputs)); with `recompute`, backward makes first(inputs) again instead of keeping it."""
     if not recompute:
         return linear(first(inputs))
@@ -135,16 +138,18 @@ class GPT2(nn.Module):
     def init_weights(self, seed: int = 42) -> None:
         """Draw the initial weights: the same random numbers in the same order as llm.c.
 
-        Matrices come from N(0, 0.02), those that write to the residual stream from N(0, 0.02 / sqrt(2L));
-        layernorm weights are 1, biases and the padding rows of `wte` 0.
+        Matrices have standard deviation 0.02, those that write to the residual stream 0.02 / sqrt(2L).
+        Layernorm weights are 1, biases and the padding rows of `wte` 0.
 
         Source: compare llm.c train_gpt2.cu, gpt_build_from_descriptor.
         """
-        generator = torch.Generator().manual_seed(seed)  # on the CPU, so that every device gets the same weights
+        # drawn on the CPU, so that every device gets the same weights
+        generator = torch.Generator().manual_seed(seed)
         residual_std = INIT_STD / math.sqrt(2 * self.config.n_layers)
 
         def draw(parameter: Tensor, std: float = INIT_STD) -> None:
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+            numbers = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+            parameter.copy_(numbers)
 
         self.flat_parameters.zero_()
         draw(self.wte.weight[: self.config.vocab_size])
@@ -166,32 +171,34 @@ class GPT2(nn.Module):
         """Return the scores of every next token.
 
         Args:
-            tokens_BT: int64 token ids. With a cache these are only the tokens that follow the cached ones.
+            tokens_BT: int64 token ids; with a cache, only those after the cached ones.
             cache: from `new_cache`; grows by T.
 
         Returns:
-            logits (B, T, P): fp32, or autocast's type. Columns V..P are padding and belong to no token.
+            logits (B, T, P), fp32 or autocast's type; the columns from V on are padding.
 
         Raises:
             ValueError: the sequence is longer than the model's context.
         """
         start = cache[0].length if cache else 0
-        end = start + tokens_BT.shape[1]
-        if end > self.config.max_seq_len:
-            raise ValueError(f"{end} tokens do not fit the model's context of {self.config.max_seq_len}")
+        end, context = start + tokens_BT.shape[1], self.config.max_seq_len
+        if end > context:
+            raise ValueError(f"{end} tokens do not fit the model's context of {context}")
         hidden_BTC = self.wte(tokens_BT) + self.wpe.weight[start:end]
         for layer, block in enumerate(self.blocks):
             hidden_BTC = block(hidden_BTC, cache[layer] if cache else None, self.recompute)
-        return functional.linear(self.lnf(hidden_BTC), self.wte.weight)  # the head is the token embedding again
+        # the head is the token embedding again
+        return functional.linear(self.lnf(hidden_BTC), self.wte.weight)
 
     def losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the cross entropy of every position, (B, T) fp32, in nats; padding columns do not count."""
+        """Return the cross entropy of every position, (B, T) fp32 in nats, padding left out."""
         logits_BTP = self(tokens_BT).float()
-        # masked rather than cut off: rows of V = 50257 columns are not aligned, and made a GPU step 4 % slower
-        padding_P = torch.arange(logits_BTP.shape[-1], device=logits_BTP.device) >= self.config.vocab_size
-        logits_BTP = logits_BTP.masked_fill(padding_P, -math.inf)
-        losses = functional.cross_entropy(logits_BTP.flatten(0, 1), targets_BT.flatten(), reduction="none")
-        return losses.view(targets_BT.shape)
+        # masked, not cut off: rows of V = 50257 numbers are not aligned, which slows a GPU down
+        columns_P = torch.arange(logits_BTP.shape[-1], device=logits_BTP.device)
+        logits_BTP = logits_BTP.masked_fill(columns_P >= self.config.vocab_size, -math.inf)
+        logits_RP, targets_R = logits_BTP.flatten(0, 1), targets_BT.flatten()
+        losses_R = functional.cross_entropy(logits_RP, targets_R, reduction="none")
+        return losses_R.view(targets_BT.shape)
 
 
 def named_views(config: ModelConfig, flat: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -48,7 +48,7 @@ class Source:
     """The source of a function, class or module: fenced Python in a notebook, plain text elsewhere."""
 
     def __init__(self, obj: Any):
-        obj = getattr(obj, "py_func", obj)  # a Numba dispatcher keeps the Python function here
+        obj = inspect.unwrap(getattr(obj, "py_func", obj))  # Numba's dispatchers and decorators keep the function there
         self.text = textwrap.dedent(inspect.getsource(obj)).rstrip()
         path = Path(inspect.getsourcefile(obj) or "")
         self.path = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
