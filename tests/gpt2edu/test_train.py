@@ -60,17 +60,22 @@ def argv(corpus):
 
 
 @pytest.fixture
-def losses(monkeypatch):
-    """The exact (loss, gradient norm) of each step, by step, of all runs of a test."""
+def outcomes(monkeypatch):
+    """What each step found, by step, in all runs of a test."""
     seen = {}
     original = trainer.report_step
 
     def spy(run, step, outcome, seconds):
-        seen[step] = (outcome.loss, outcome.grad_norm)
+        seen[step] = outcome
         original(run, step, outcome, seconds)
 
     monkeypatch.setattr(trainer, "report_step", spy)
     return seen
+
+
+def losses(outcomes):
+    """The exact losses and gradient norms; z-scores may be NaN, which equals nothing."""
+    return {step: (outcome.loss, outcome.grad_norm) for step, outcome in outcomes.items()}
 
 
 def run(argv):
@@ -85,18 +90,18 @@ def parameters(folder, step):
 # the loop
 
 
-def test_a_run_learns_and_leaves_log_checkpoints_and_result(argv, tmp_path, capsys, losses):
+def test_a_run_learns_and_leaves_log_checkpoints_and_result(argv, tmp_path, capsys, outcomes):
     result = run(argv("-x", 40, "-v", 20, "-s", 20, "-g", 8, "-n", 20, "-o", tmp_path / "log"))
     assert result.steps == 40
     assert result.tokens == 40 * 128
     assert result.stopped_by is None
-    assert result.train_loss == losses[39][0] < losses[0][0] - 1.0
-    assert losses[0][0] == pytest.approx(math.log(120), abs=0.1)
+    assert result.train_loss == outcomes[39].loss < outcomes[0].loss - 1.0
+    assert outcomes[0].loss == pytest.approx(math.log(120), abs=0.1)
 
     history = read_log(tmp_path / "log" / "main.log")
     assert list(history.validation_loss) == [0, 20, 40]
     assert history.validation_loss[40] == pytest.approx(result.val_loss, abs=1e-4)
-    assert history.train_loss == {step: pytest.approx(loss, abs=1e-4) for step, (loss, _) in losses.items()}
+    assert history.train_loss == {step: pytest.approx(loss, abs=1e-4) for step, (loss, _) in losses(outcomes).items()}
     assert history.learning_rate[0] == pytest.approx(0.01 / 5)
     assert history.learning_rate[4] == pytest.approx(0.01)
 
@@ -113,14 +118,14 @@ def test_a_run_learns_and_leaves_log_checkpoints_and_result(argv, tmp_path, caps
     assert load_model(tmp_path / "log")[0].n_layers == 1
 
 
-def test_two_runs_are_equal_bit_for_bit_and_the_micro_batch_changes_only_the_rounding(argv, tmp_path, losses):
+def test_two_runs_are_equal_bit_for_bit_and_the_micro_batch_changes_only_the_rounding(argv, tmp_path, outcomes):
     run(argv("-x", 6, "-n", 6, "-o", tmp_path / "a"))
-    first = dict(losses)
+    first = losses(outcomes)
     run(argv("-x", 6, "-n", 6, "-o", tmp_path / "b"))
-    assert losses == first
+    assert losses(outcomes) == first
     assert parameters(tmp_path / "a", 6) == parameters(tmp_path / "b", 6)
     run(argv("-x", 6, "-b", 1))
-    assert losses[5] == pytest.approx(first[5], rel=1e-3)
+    assert losses(outcomes)[5] == pytest.approx(first[5], rel=1e-3)
 
 
 def test_one_epoch_by_default(argv):
@@ -137,11 +142,11 @@ def test_zero_switches_things_off(argv, tmp_path, capsys, first_step_only):
     assert sorted(os.listdir(tmp_path / "log")) == ["main.log"]
 
 
-def test_overfitting_one_batch_sees_the_same_batch_each_step(argv, losses):
+def test_overfitting_one_batch_sees_the_same_batch_each_step(argv, outcomes):
     run(argv("-a", 1, "-x", 3, "-l", 0.0))
-    assert losses[0] == losses[1] == losses[2]
+    assert losses(outcomes)[0] == losses(outcomes)[1] == losses(outcomes)[2]
     run(argv("-a", 1, "-x", 60, "-l", 0.02, "-q", 1, "-c", 0))
-    assert losses[59][0] < 1.0
+    assert outcomes[59].loss < 1.0
 
 
 def test_validation_tokens(argv, capsys):
@@ -171,7 +176,7 @@ def test_the_progress_bar_shows_on_a_terminal_only(argv, monkeypatch, capsys):
     assert "2/2" in capsys.readouterr().err
 
 
-def test_outliers_are_skipped(argv, monkeypatch, capsys, losses):
+def test_outliers_are_skipped(argv, monkeypatch, capsys, outcomes):
     original = TorchEngine.reduce
     calls = []
 
@@ -193,16 +198,16 @@ def test_outliers_are_skipped(argv, monkeypatch, capsys, losses):
 # going on
 
 
-def test_the_next_20_losses_of_a_resumed_run_are_those_of_the_run_that_never_stopped(argv, tmp_path, losses):
+def test_the_next_20_losses_of_a_resumed_run_are_those_of_the_run_that_never_stopped(argv, tmp_path, outcomes):
     run(argv("-x", 150, "-n", 130, "-o", tmp_path / "a", "-sl", 3, "-sg", 3))  # past the outlier window
-    never_stopped, log = dict(losses), (tmp_path / "a" / "main.log").read_text().splitlines()
+    never_stopped, log = dict(outcomes), (tmp_path / "a" / "main.log").read_text().splitlines()
     final = parameters(tmp_path / "a", 150)
     for path in (tmp_path / "a").glob("*_00000150*"):
         path.unlink()
-    losses.clear()
+    outcomes.clear()
     run(argv("-x", 150, "-n", 50, "-o", tmp_path / "a", "-y", 1, "-sl", 3, "-sg", 3))
-    assert sorted(losses) == list(range(130, 150))
-    assert losses == {step: never_stopped[step] for step in range(130, 150)}
+    assert sorted(outcomes) == list(range(130, 150))
+    assert outcomes == {step: never_stopped[step] for step in range(130, 150)}  # z-scores too
     assert parameters(tmp_path / "a", 150) == final
     assert (tmp_path / "a" / "main.log").read_text().splitlines()[len(log) :] == log[-21:]
 
@@ -262,14 +267,14 @@ def test_harmless_settings_may_change_and_others_are_told(argv, tmp_path, capsys
     assert "note: -l was 0.01 and is now 0.5" in out
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(argv, tmp_path, losses, capsys):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(argv, tmp_path, outcomes, capsys):
     run(argv("-x", 6, "-n", 2, "-o", tmp_path / "a"))
-    never_stopped = dict(losses)
+    never_stopped = losses(outcomes)
     path = tmp_path / "a" / "model_00000006.bin"
     path.write_bytes(path.read_bytes()[:-4])
-    losses.clear()
+    outcomes.clear()
     run(argv("-x", 6, "-n", 2, "-o", tmp_path / "a", "-y", 1))
-    assert losses == {step: never_stopped[step] for step in (4, 5)}
+    assert losses(outcomes) == {step: never_stopped[step] for step in (4, 5)}
     assert "model_00000006.bin" in capsys.readouterr().err
 
 
@@ -297,21 +302,21 @@ def signal_after(monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
-    argv, tmp_path, losses, capsys, signal_after, monkeypatch, number, code
+    argv, tmp_path, outcomes, capsys, signal_after, monkeypatch, number, code
 ):
     run(argv("-x", 8))
-    never_stopped = dict(losses)
-    losses.clear()
+    never_stopped = losses(outcomes)
+    outcomes.clear()
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     signal_after(5, number)
     assert trainer.main(argv("-x", 8, "-n", 100, "-o", tmp_path / "a")) == code
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert sorted(losses) == [0, 1, 2, 3, 4]
+    assert sorted(outcomes) == [0, 1, 2, 3, 4]
     assert find_checkpoint(tmp_path / "a").step == 5
     assert f"stopped by {number.name} after step 5; go on with the same command and -y 1" in capsys.readouterr().out
     signal_after(99, number)
     assert trainer.main(argv("-x", 8, "-n", 100, "-o", tmp_path / "a", "-y", 1)) == 0
-    assert losses == never_stopped
+    assert losses(outcomes) == never_stopped
 
 
 def test_without_a_folder_a_signal_says_that_nothing_was_saved(argv, capsys, signal_after):
