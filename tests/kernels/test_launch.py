@@ -73,6 +73,13 @@ def test_torch_tensors_are_taken_without_a_copy(dtype):
     torch.testing.assert_close(out, 2 * x.detach(), rtol=0, atol=0)
 
 
+@pytest.mark.skipif(not SIMULATED, reason="arrays of two libraries in the memory of the CPU")
+def test_numpy_and_torch_together():
+    out = np.zeros(4, np.float32)
+    residual_forward(out, torch.ones(4), cuda.to_device(np.ones(4, np.float32)))
+    np.testing.assert_array_equal(out, 2)
+
+
 def test_packs_need_alignment_of_every_row():
     assert n_packs(19, device_array(19)) == 2
     assert n_packs(19, device_array(19)[1:]) == 0
