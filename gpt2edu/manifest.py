@@ -123,7 +123,9 @@ def verify(folder: PathLike) -> Manifest | None:
         state = path.stat()
         now[name] = [state.st_size, state.st_mtime_ns, entry["sha256"]]
         if n_tokens != entry["tokens"] or (now[name] != passed.get(name) and sha256_file(path) != entry["sha256"]):
-            raise Gpt2EduError(f"{path}: does not match its checksum in {MANIFEST_NAME}; delete both and prepare again")
+            raise Gpt2EduError(
+                f"{path}: does not match its checksum in {MANIFEST_NAME}; delete it and prepare the data again"
+            )
     if now != passed:
         _save_passed(folder, now)
     return manifest

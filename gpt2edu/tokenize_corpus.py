@@ -310,6 +310,8 @@ def prepare_text(
         settings = {"shard_tokens": shard_tokens, **held_out}
         wanted = Manifest(name, reference, tokenizer.vocab_size, corpus.description, settings)
         manifest = begin_or_resume(folder, wanted)
+        if not all((folder / file).exists() for file in manifest.files):
+            manifest = wanted  # a damaged shard was deleted: where it began in the text is not known, so begin again
         writer = _ShardWriter(folder, manifest, shard_tokens, val_tokens, max_train_shards)
         unfinished = not manifest.files or manifest.resume is not None
         if unfinished and not writer.full:

@@ -125,6 +125,15 @@ def test_again_does_nothing_and_more_goes_on(tmp_path):
     assert len(kept) == 3 and kept.items() <= mtimes(tmp_path / "few").items()
 
 
+def test_a_deleted_shard_is_made_again(tmp_path):
+    documents, gpt2 = make_documents(60), load_tokenizer()
+    prepare_text(documents, tmp_path, gpt2, name="t", shard_tokens=300)
+    whole = folder_bytes(tmp_path)
+    (tmp_path / "t_train_000002.bin").unlink()
+    prepare_text(documents, tmp_path, gpt2, name="t", shard_tokens=300)
+    assert folder_bytes(tmp_path) == whole
+
+
 def test_our_own_vocabulary_lies_beside_the_shards(tmp_path):
     documents = make_documents(60)
     own = train_tokenizer("".join(documents), 300)

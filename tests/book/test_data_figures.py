@@ -1,0 +1,16 @@
+"""Chapter 2's stored figures are what their script draws from the package's own bytes and shuffles."""
+
+import sys
+
+import pytest
+from chapters import BOOK, load_script
+
+sys.path.insert(0, str(BOOK / "figures"))  # the scripts share their pens
+script = load_script(BOOK / "figures" / "data_figures.py")
+sys.path.remove(str(BOOK / "figures"))
+
+
+@pytest.mark.parametrize("name", script.FIGURES)
+def test_stored_figures_are_those_of_the_script(name):
+    stored = (BOOK / "figures" / f"data_{name}.svg").read_text(encoding="utf-8")
+    assert stored == script.FIGURES[name](), "run book/figures/data_figures.py"
