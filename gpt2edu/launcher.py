@@ -23,6 +23,7 @@ VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
+RANK_ZERO_SPEAKS_S = 3.0  # by then rank 0 has said what it found, on a busy machine too, and has ended the others
 
 
 def launched_world(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -42,7 +43,7 @@ def end_all_ranks(problem: BaseException) -> NoReturn:
     if rank:
         with contextlib.suppress(Gpt2EduError):
             import_mpi()  # so that rank 0 can reach this one
-        time.sleep(1 + 0.05 * rank)
+        time.sleep(RANK_ZERO_SPEAKS_S + 0.05 * rank)
     where = f"rank {rank}: " if rank else ""
     if isinstance(problem, Gpt2EduError):
         abort_ranks(f"error: {where}{problem}", problem.exit_code)

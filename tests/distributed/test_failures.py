@@ -23,7 +23,7 @@ def test_one_sentence_and_all_ranks_end(run_ranks, kind, code, message):
     process = run_ranks(2, "fail", kind)
     assert process.returncode == code
     said = [line for line in process.stderr.splitlines() if line and not line.startswith("Abort(")]  # that is MPI's
-    assert len(said) == 1 and said[0].startswith(message)
+    assert len(said) == 1 and said[0].startswith(message), process.stderr
 
 
 @pytest.mark.parametrize("program", [("fail", "defect"), ("uncaught",)], ids=["with", "hook"])
