@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from gpt2edu.config import ModelConfig
@@ -19,7 +20,7 @@ class GpuPeak:
     fp32: float  # without tensor cores
 
 
-# The first entry whose name is part of the device's name counts, so the longer names come first.
+# An entry counts when its name stands as a word in the device's name; of several, the first.
 # Source: NVIDIA's data sheets and architecture whitepapers, figures without sparsity.
 GPU_PEAKS = {
     "GB200": GpuPeak(2500.0, 1250.0, 80.0),
@@ -65,7 +66,7 @@ def peak_flop_per_s(gpu_name: str | None, dtype: str, *, tf32: bool = True) -> f
         tf32: whether fp32 products may run on tensor cores.
     """
     for name, peak in GPU_PEAKS.items():
-        if gpu_name and name in gpu_name:
+        if gpu_name and re.search(rf"\b{name}\b", gpu_name):
             return 1e12 * (peak.half if dtype in ("bf16", "fp16") else peak.tf32 if tf32 else peak.fp32)
     return None
 

@@ -50,7 +50,7 @@ class Run:
     loss_outliers: OutlierDetector = field(default_factory=OutlierDetector)
     grad_outliers: OutlierDetector = field(default_factory=OutlierDetector)
     throughput: Throughput = field(default_factory=Throughput)
-    bad_steps: int = 0  # in a row
+    bad_steps: int = 0  # in a row; a checkpoint is only written while it is 0
 
     @property
     def n_micro_steps(self) -> int:
@@ -62,7 +62,6 @@ class Run:
         return {
             "loss_window": list(self.loss_outliers.window),
             "grad_norm_window": list(self.grad_outliers.window),
-            "bad_steps": self.bad_steps,
             "tokenizer": self.tokenizer.name if self.tokenizer else None,
             "train_tokens": self.train_loader.n_tokens,
             "torch_rng": base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode(),
@@ -73,7 +72,6 @@ class Run:
         """Take over what `extra_state` gave; what is not there begins anew."""
         self.loss_outliers = OutlierDetector(extra.get("loss_window"))
         self.grad_outliers = OutlierDetector(extra.get("grad_norm_window"))
-        self.bad_steps = extra.get("bad_steps", 0)
         if "torch_rng" in extra:
             torch.set_rng_state(torch.frombuffer(bytearray(base64.b64decode(extra["torch_rng"])), dtype=torch.uint8))
         self.engine.load_extra_state(extra)

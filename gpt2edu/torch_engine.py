@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +54,17 @@ def choose_dtype(name: str | None, device: torch.device) -> tuple[str, str]:
     return "fp16", f"fp16 with loss scaling, because {gpu} (bf16 needs 8.0)"
 
 
+def choose_compile(wanted: int | None, device: torch.device) -> tuple[bool, str]:
+    """Return whether to use torch.compile and the reason for it."""
+    if wanted is not None:
+        return bool(wanted), f"{'on' if wanted else 'off'}, chosen with --compile"
+    if device.type != "cuda":
+        return False, f"off, because the device is {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return False, "off, because the package triton is missing"
+    return True, "on; the first step takes its time"
+
+
 class TorchEngine:
     """Forward, backward and update of one rank; `gpt2edu.engine_protocol.Engine` documents the methods.
 
@@ -98,9 +110,9 @@ class TorchEngine:
         self._loss_sum = torch.zeros((), device=device)
         self._at_step_start = True
         self._held_bytes: int | None = None  # before the first step
-        compiles = settings.compile if settings.compile is not None else device.type == "cuda"
+        compiles, reason = choose_compile(settings.compile, device)
         self._compiled_losses = torch.compile(self.model.losses, dynamic=False) if compiles else self.model.losses
-        self.notes.append(f"torch.compile: {'on' if compiles else 'off'}")
+        self.notes.append(f"torch.compile: {reason}")
 
     def _upload(self, tokens_BT: np.ndarray) -> Tensor:
         tokens = torch.from_numpy(tokens_BT)

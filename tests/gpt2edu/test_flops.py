@@ -34,7 +34,7 @@ def test_tf32_switched_off_lowers_the_fp32_peak():
     assert peak_flop_per_s("NVIDIA A100-SXM4-40GB", "fp32", tf32=False) == pytest.approx(19.5e12)
 
 
-@pytest.mark.parametrize("name", [None, "NVIDIA GeForce GTX 1080", "Some New GPU"])
+@pytest.mark.parametrize("name", [None, "NVIDIA GeForce GTX 1080", "NVIDIA RTX A4000", "NVIDIA T400", "Some New GPU"])
 def test_unknown_gpus_have_no_peak_and_no_mfu(name):
     assert peak_flop_per_s(name, "bf16") is None
     assert mfu(ModelConfig(), 1024, 1e5, peak_flop_per_s(name, "bf16")) is None

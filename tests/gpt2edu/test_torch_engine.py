@@ -8,7 +8,7 @@ from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import SingleProcess
 from gpt2edu.errors import UsageError
 from gpt2edu.model import GPT2
-from gpt2edu.torch_engine import TorchEngine, choose_device, choose_dtype
+from gpt2edu.torch_engine import TorchEngine, choose_compile, choose_device, choose_dtype
 
 CONFIG = ModelConfig(max_seq_len=16, vocab_size=100, padded_vocab_size=128, n_layers=2, n_heads=2, channels=32)
 CPU = torch.device("cpu")
@@ -55,7 +55,9 @@ def test_three_steps_equal_a_plain_loop():
         loss, grad_norm = one_step(engine, step, step=step + 1)
         assert loss == pytest.approx(expected.item(), rel=1e-6)
         assert grad_norm == pytest.approx(norm.item(), rel=1e-5)
-    torch.testing.assert_close(engine.flat_parameters, model.flat_parameters, rtol=1e-3, atol=1e-4)  # of updates of 1e-2
+    torch.testing.assert_close(
+        engine.flat_parameters, model.flat_parameters, rtol=1e-3, atol=1e-4
+    )  # of updates of 1e-2
 
 
 def test_micro_batches_change_only_the_rounding():
@@ -124,6 +126,16 @@ def test_precision_is_decided_by_the_compute_capability(monkeypatch):
         assert f"{capability[0]}.{capability[1]}" in reason
     assert choose_dtype(None, CPU)[0] == "fp32"
     assert choose_dtype("bf16", CPU)[0] == "bf16"
+
+
+def test_torch_compile_is_for_gpus_with_triton(monkeypatch):
+    cuda = torch.device("cuda")
+    assert not choose_compile(None, CPU)[0]
+    assert choose_compile(1, CPU)[0]
+    assert not choose_compile(0, cuda)[0]
+    for spec, compiles in ((object(), True), (None, False)):
+        monkeypatch.setattr("importlib.util.find_spec", lambda _name, s=spec: s)
+        assert choose_compile(None, cuda)[0] is compiles
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda" if not torch.cuda.is_available() else "mps"])
