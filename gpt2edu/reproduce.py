@@ -10,9 +10,10 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from gpt2edu.distributed import launched_world, make_communicator
+from gpt2edu.distributed import make_communicator
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
 from gpt2edu.files import data_dir
+from gpt2edu.launcher import launched_world
 from gpt2edu.machine import describe_machine
 from gpt2edu.plan import Plan, choice_lines, large_work, make_plan, plan_details, plan_text
 from gpt2edu.presets import PRESETS

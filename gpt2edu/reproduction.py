@@ -21,10 +21,11 @@ from gpt2edu import data
 from gpt2edu.baselines import measure_baselines
 from gpt2edu.checkpoint import Checkpoint, find_checkpoint
 from gpt2edu.cli import parse_settings
-from gpt2edu.distributed import SingleProcess, launched_world
+from gpt2edu.distributed import SingleProcess
 from gpt2edu.errors import Gpt2EduError
 from gpt2edu.evaluate import EvaluationModel, hellaswag_accuracy, validation_loss
 from gpt2edu.files import sha256_file
+from gpt2edu.launcher import launched_world
 from gpt2edu.loader import ValLoader
 from gpt2edu.machine import find_mpiexec
 from gpt2edu.manifest import Manifest, load_manifest, verify
