@@ -17,6 +17,7 @@ FLAGS += ["--no-first-run", "--disable-background-networking", "--remote-debuggi
 FLAGS += ["--remote-allow-origins=*"]
 PATIENCE_S = 60
 TALLEST = 12_000
+TRANSITION_MS = 400  # the theme slides its sidebars away
 READY = "document.readyState === 'complete' && (!window.MathJax || !!MathJax.startup)"
 TYPESET = "window.MathJax ? MathJax.startup.promise.then(() => true) : true"
 
@@ -77,6 +78,7 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
+        self.evaluate(f"new Promise(done => setTimeout(done, {TRANSITION_MS}))")
 
     def open(self, path: Path) -> None:
         """Open a local page and wait until it is loaded and its maths is set; `events` holds this page's only."""
