@@ -16,9 +16,9 @@ def train(run_ranks, tmp_path_factory):
     for name in ("train", "val"):
         write_shard(data / f"{name}.bin", random.integers(0, 10, 3000) ** 2)
 
-    def run(n: int, folder: Path, *arguments: object) -> np.ndarray:
+    def run(n: int, folder: Path, *arguments: object, device: str = "cpu") -> np.ndarray:
         settings = f"-e d2,h2,c16,t16,v100 -i {data}/train.bin -j {data}/val.bin -o {folder} -b 2 -t 16 -d 128"
-        settings += " -k constant -l 0.01 -c 0.1 -v 0 -s 0 --device cpu"
+        settings += f" -k constant -l 0.01 -c 0.1 -v 0 -s 0 --device {device}"
         process = run_ranks(n, "train", folder, *settings.split(), *arguments)
         assert process.returncode == 0, process.stderr
         return np.load(folder / "outcomes.npy")
@@ -47,3 +47,17 @@ def test_ranks_sharding_and_resume(train, alone, tmp_path):
     np.testing.assert_allclose(plain_outcomes, alone[:4], rtol=1e-6)
     resumed = train(2, zero1, "-x", 6, "-y", 1, "-z", 1)
     np.testing.assert_allclose(resumed, alone[4:], rtol=1e-6)
+
+
+@pytest.mark.multi_gpu
+def test_two_gpus_agree_with_one(train, tmp_path):
+    outcomes = {}
+    for n_gpus, zero_stage in ((1, 0), (2, 0), (2, 1)):
+        folder = tmp_path / f"{n_gpus}_{zero_stage}"
+        folder.mkdir()
+        precise = ("--dtype", "fp32", "-f", 0, "--compile", 0, "--deterministic")
+        outcomes[n_gpus, zero_stage] = train(
+            n_gpus, folder, "-x", 6, "-n", 6, "-z", zero_stage, *precise, device="cuda"
+        )
+    assert np.array_equal(outcomes[2, 0], outcomes[2, 1])
+    np.testing.assert_allclose(outcomes[2, 0], outcomes[1, 0], rtol=1e-5)
