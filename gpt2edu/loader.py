@@ -33,7 +33,7 @@ def largest_divisor(n: int, limit: int) -> int:
 
 
 def fisher_yates(items: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Return `items` shuffled as llm.c's random_permutation does with these n - 1 random uint32."""
+    """Return n items shuffled as llm.c's random_permutation does, with n - 1 random uint32."""
     last_to_second = range(len(items) - 1, 0, -1)
     partners = (draws % np.arange(len(items), 1, -1, dtype=np.uint32)).tolist()
     order = items.tolist()
@@ -213,7 +213,7 @@ class TrainLoader:
         self._virtual = [VirtualRank(v, samples_per_shard, shuffle) for v in range(order_ranks)]
 
     def sequence_ids(self, step: int) -> np.ndarray:
-        """Return int64 (n_local, 2): shard (in glob order) and first token of each sequence of this rank in `step`."""
+        """Return this rank's sequences of a step: int64 (n_local, 2), shard and first token."""
         first = self.rank * self.n_local
         ids = np.empty((self.n_local, 2), dtype=np.int64)
         for row in range(self.n_local):

@@ -36,18 +36,19 @@ def shard_header(n_tokens: int) -> bytes:
 
 
 def write_shard(path: PathLike, tokens: np.ndarray) -> None:
-    """Write the tokens (1-D, any integer dtype, values below 65,536) as one shard, whole or not at all.
+    """Write the tokens (1-D, any integer dtype) as one shard, whole or not at all.
 
     Raises:
         Gpt2EduError: there are no tokens, too many, or the disk is full.
         ValueError: a token does not fit in 16 bits.
     """
-    if not 0 < tokens.size <= MAX_TOKENS:
-        raise Gpt2EduError(f"{path}: a shard holds 1 to {MAX_TOKENS:,} tokens, not {tokens.size:,}")
+    n_tokens = tokens.size
+    if not 0 < n_tokens <= MAX_TOKENS:
+        raise Gpt2EduError(f"{path}: a shard holds 1 to {MAX_TOKENS:,} tokens, not {n_tokens:,}")
     if tokens.dtype != TOKEN_DTYPE and not 0 <= tokens.min() <= tokens.max() < 2**16:
-        raise ValueError(f"{path}: token ids must fit in 16 bits, found {tokens.min()} to {tokens.max()}")
+        raise ValueError(f"{path}: ids {tokens.min()} to {tokens.max()} do not fit in 16 bits")
     with atomic_write(path) as file:
-        file.write(shard_header(tokens.size))
+        file.write(shard_header(n_tokens))
         file.write(np.ascontiguousarray(tokens, dtype=TOKEN_DTYPE).data)
 
 
