@@ -12,6 +12,7 @@ from gpt2edu.distributed import Communicator
 from gpt2edu.engine_protocol import Engine
 from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.files import data_dir
+from gpt2edu.hellaswag import N_ENDINGS, read_hellaswag
 from gpt2edu.manifest import Manifest, verify
 from gpt2edu.tokenizer import Tokenizer, load_tokenizer
 
@@ -64,7 +65,7 @@ def find_tokenizer(
         if tokenizer.vocab_size != config.vocab_size:
             raise UsageError(
                 f"--tokenizer {spec} has {tokenizer.vocab_size} tokens but the model {config.vocab_size}; "
-                "give the one that made its data"
+                f"give -e that vocabulary (...,v{tokenizer.vocab_size}) or the tokenizer that made its data"
             )
     except Gpt2EduError as problem:
         if settings.tokenizer:
@@ -90,6 +91,11 @@ def find_hellaswag(settings: TrainConfig, config: ModelConfig) -> tuple[Path | N
             None,
             f"HellaSwag is skipped: its file holds GPT-2's tokens, the model has {config.vocab_size} of its own",
         )
+    if settings.micro_batch < N_ENDINGS:
+        raise UsageError(f"-h 1 needs -b {N_ENDINGS} or more, not {settings.micro_batch}; raise -b, or leave out -h")
+    longest = max((example.n_tokens for example in read_hellaswag(path)), default=0)
+    if longest > settings.seq_len:
+        raise UsageError(f"-h 1: the longest example of {path} has {longest} tokens, more than -t {settings.seq_len}")
     return path, ""
 
 

@@ -8,6 +8,7 @@ import pytest
 from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import SingleProcess
 from gpt2edu.errors import Gpt2EduError, UsageError
+from gpt2edu.hellaswag import Example, write_hellaswag
 from gpt2edu.run_inputs import check_data, decide_batch, divisors, find_hellaswag, find_tokenizer, out_of_memory
 from gpt2edu.shards import write_shard
 
@@ -79,10 +80,22 @@ def test_hellaswag_is_off_without_its_file_unless_it_was_named(tmp_path, monkeyp
     assert "python -m gpt2edu.data hellaswag" in note
     with pytest.raises(UsageError, match="--hellaswag .*no.bin"):
         find_hellaswag(TrainConfig(hellaswag=1, hellaswag_path=str(tmp_path / "no.bin")), GPT2_124M)
-    (tmp_path / "hellaswag").mkdir()
-    (tmp_path / "hellaswag" / "hellaswag_val.bin").write_bytes(b"")
-    assert find_hellaswag(TrainConfig(hellaswag=1), GPT2_124M)[0] == tmp_path / "hellaswag" / "hellaswag_val.bin"
-    assert find_hellaswag(TrainConfig(hellaswag=1), TINY)[0] is None
+
+
+def test_a_hellaswag_file_that_cannot_be_used_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2EDU_DATA", str(tmp_path))
+    path = tmp_path / "hellaswag" / "hellaswag_val.bin"
+    path.parent.mkdir()
+    write_hellaswag(path, [Example([1] * 20, [[2] * n for n in (3, 4, 5, 6)], 0)])
+    assert find_hellaswag(TrainConfig(hellaswag=1, micro_batch=4, seq_len=26), GPT2_124M) == (path, "")
+    assert find_hellaswag(TrainConfig(hellaswag=1, micro_batch=4), TINY)[0] is None
+    with pytest.raises(UsageError, match="-b 4 or more, not 2"):
+        find_hellaswag(TrainConfig(hellaswag=1, micro_batch=2), GPT2_124M)
+    with pytest.raises(UsageError, match="26 tokens, more than -t 25"):
+        find_hellaswag(TrainConfig(hellaswag=1, micro_batch=4, seq_len=25), GPT2_124M)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(Gpt2EduError, match="hellaswag_val.bin"):
+        find_hellaswag(TrainConfig(hellaswag=1, micro_batch=4), GPT2_124M)
 
 
 class FixedMemory:
