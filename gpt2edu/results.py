@@ -48,6 +48,7 @@ ROW_OPTIONAL = {
     "train_loss": list,  # nats a token, one a step
     "validation_loss": list,  # [step, nats a token]
 }
+ABSOLUTE_FOLDER = re.compile(r"(?<![\w.~*])/(?:[^\s/'\"]+/)*(?=[^\s/'\"])")  # of this machine, no one else's
 SOURCE_FOLDERS = ("gpt2edu", "kernels")
 COMMITS_SEARCHED = 200
 PACKAGES = ("torch", "numba", "numba-cuda", "numpy")
@@ -146,7 +147,7 @@ def write_results(
         date=datetime.date.today().isoformat(),
         commit=commit,
         dirty=dirty,
-        command=command,
+        command=ABSOLUTE_FOLDER.sub("", command),
         ceilings=ceilings,
         rows=[{field: _rounded(value) for field, value in row.items()} for row in rows],
     )

@@ -82,6 +82,14 @@ def test_the_stamp_says_whether_the_tree_differs_from_the_commit(tmp_path, monke
     assert module.repository_state() == (commit, True)
 
 
+def test_the_command_keeps_no_folder_of_the_machine(tmp_path):
+    command = "python -m gpt2edu.bench text_run -i '/home/me/prose/train_*.bin' -j data/val_*.bin --output /tmp/out"
+    path = write_results("a", [ROW], {}, gpu=GPU, driver="580.1", command=command, folder=tmp_path)
+    assert json.loads(path.read_text())["command"] == (
+        "python -m gpt2edu.bench text_run -i 'train_*.bin' -j data/val_*.bin --output out"
+    )
+
+
 def test_gpu_slug():
     assert gpu_slug("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb"
 
@@ -90,5 +98,6 @@ def test_committed_results_are_clean_and_of_a_known_commit():
     for results in load_results():
         assert not results.dirty, f"{results.name} on {results.gpu} was measured on uncommitted code"
         assert len(results.commit) == 40
+        assert results.command == module.ABSOLUTE_FOLDER.sub("", results.command)
     for path in RESULTS_DIR.glob("*"):
         assert path.name.count(".") == 2 and path.suffix == ".json", f"{path.relative_to(ROOT)} is no results file"
