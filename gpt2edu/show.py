@@ -147,13 +147,16 @@ def show_results(name: str, op: str | None = None, *, gpu: str | None = None) ->
     """
     rows, measured = [], []
     for results in load_results(name):
-        if gpu and gpu not in results.gpu:
+        wanted = [row for row in results.rows if op in (None, row["op"])]
+        if not wanted or (gpu and gpu not in results.gpu):
             continue
         measured.append(f"{results.gpu} (driver {results.driver}, {results.date})")
-        rows += [[results.gpu, *_cells(row)] for row in results.rows if op in (None, row["op"])]
+        rows += [[results.gpu, *_cells(row)] for row in wanted]
     header = ["GPU", "op", "variant", "dtype", "shape", "ms (median)", "rate", "of ceiling", "over torch"]
     if not rows:
         return Table(["results"], [[f"{name}: not measured yet"]])
+    if len(measured) == 1:  # the caption names the GPU
+        header, rows = header[1:], [row[1:] for row in rows]
     return Table(header, rows, "Measured on " + "; ".join(measured) + ".")
 
 
