@@ -14,7 +14,7 @@ from pathlib import Path
 from gpt2edu.corpora import Corpus, FineWeb, KingJamesBible, ListCorpus, TextFiles, shakespeare_sections
 from gpt2edu.download import HUB, READY_MADE, download, download_shards
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
-from gpt2edu.files import data_dir
+from gpt2edu.files import data_dir, make_folder
 from gpt2edu.hellaswag import N_ENDINGS, Example, write_hellaswag
 from gpt2edu.manifest import Manifest
 from gpt2edu.tokenize_corpus import SHARD_TOKENS, TOKENIZER_FILE, prepare_text, split_documents
@@ -175,7 +175,7 @@ def _fetched(source: str | None, url: str, path: Path, sha256: str) -> Path:
             raise UsageError(f"--source {source}: no such file")
         return Path(source)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, "choose another --out or --data-dir")
         print(f"downloading {url}")
         download(url, path, sha256=sha256)
     return path
@@ -222,9 +222,9 @@ def read_hellaswag_jsonl(path: Path, tokenizer: Tokenizer) -> list[Example]:
 
 def _hellaswag(args: argparse.Namespace) -> None:
     folder = Path(args.out) if args.out else data_dir(args.data_dir) / "hellaswag"
+    make_folder(folder, "choose another --out or --data-dir")
     source = _fetched(args.source, HELLASWAG_URL, folder / "hellaswag_val.jsonl", HELLASWAG_SHA256)
     examples = read_hellaswag_jsonl(source, load_tokenizer())
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "hellaswag_val.bin"
     write_hellaswag(path, examples)
     print(f"hellaswag: {len(examples):,} questions: {path}")

@@ -22,13 +22,20 @@ def data_dir(chosen: str | os.PathLike[str] | None = None) -> Path:
     """
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(chosen or os.environ.get(DATA_VARIABLE) or cache_home / "gpt2edu").expanduser()
+    return make_folder(folder, f"choose another data folder with --data-dir or {DATA_VARIABLE}")
+
+
+def make_folder(path: str | os.PathLike[str], remedy: str) -> Path:
+    """Make a folder and those above it where they are missing, and return it.
+
+    Raises:
+        Gpt2EduError: it cannot be made; the sentence ends in `remedy`.
+    """
+    folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise Gpt2EduError(
-            f"the data folder {folder} cannot be made ({problem.strerror}); "
-            f"choose another with --data-dir or {DATA_VARIABLE}"
-        ) from problem
+        raise Gpt2EduError(f"the folder {folder} cannot be made ({problem.strerror}); {remedy}") from problem
     return folder
 
 

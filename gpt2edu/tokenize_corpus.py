@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from gpt2edu.corpora import Corpus, ListCorpus, utf8
 from gpt2edu.errors import Gpt2EduError, UsageError
+from gpt2edu.files import make_folder
 from gpt2edu.manifest import Manifest, load_manifest, verify
 from gpt2edu.shards import MAX_TOKENS, TOKEN_DTYPE, PathLike, write_shard
 from gpt2edu.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
@@ -219,7 +220,10 @@ class _ShardWriter:
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep a second preparation out of the folder, and clear away what a killed one left half-written."""
-    folder.mkdir(parents=True, exist_ok=True)
+    remedy = "choose another --out or --data-dir"
+    make_folder(folder, remedy)
+    if not os.access(folder, os.W_OK):
+        raise Gpt2EduError(f"the folder {folder} is read-only; {remedy}")
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

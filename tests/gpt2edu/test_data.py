@@ -120,6 +120,15 @@ def test_bad_command_lines(argv, words):
     assert words in str(problem.value) and "\n" not in str(problem.value)
 
 
+@pytest.mark.parametrize("command", [["kjv"], ["hellaswag"]])
+def test_out_that_is_no_folder(tmp_path, command):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        Gpt2EduError, match=r"the folder .*file/out cannot be made \(Not a directory\); choose another --out"
+    ):
+        data.main([*command, "--out", str(tmp_path / "file" / "out")])
+
+
 def test_command_line_ends_with_one_line_and_a_code(tmp_path):
     def run(*argv):
         command = [sys.executable, "-m", "gpt2edu.data", *argv]
