@@ -81,6 +81,10 @@ class Report:
     def __init__(self, run: RunFolder, preset: Preset) -> None:
         self.run, self.preset = run, preset
         self.stamps: dict[str, Stamp | None] = {name: run.read(name) for name in ("plan", *STAGES)}
+        for name in ("evaluate", "sample"):  # those of an earlier model say nothing about this one
+            stamp = self.stamps[name]
+            if stamp and stamp.settings["model"] != self.result("train").get("sha256"):
+                self.stamps[name] = None
         log = run.train_folder / "main.log"
         self.history = read_log(log) if log.exists() else History()
         self.tokens_per_step = preset.settings.total_batch or 0

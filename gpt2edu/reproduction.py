@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 import platform
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from gpt2edu.launcher import launched_world
 from gpt2edu.loader import ValLoader
 from gpt2edu.machine import find_mpiexec
 from gpt2edu.manifest import Manifest, load_manifest, verify
+from gpt2edu.model import GPT2
 from gpt2edu.plan import Plan, plan_text
 from gpt2edu.report import write_report
 from gpt2edu.sample import generate, model_on_device
@@ -202,7 +204,8 @@ class Reproduction:
         with_hellaswag = bool(self.preset.settings.hellaswag) and self.hellaswag_path.exists()
         settings = {"model": self.model_sha256(), "hellaswag": with_hellaswag}
         if self.run.is_done("evaluate", settings):
-            return announce("evaluate", "done already")
+            announce("evaluate", "done already")
+            return
         announce("evaluate", str(model_path))
         with self.run.working_on("evaluate", settings) as stamp, SingleProcess() as alone:
             device = choose_device(self.plan.device)
@@ -215,41 +218,32 @@ class Reproduction:
             if with_hellaswag:
                 correct, total = hellaswag_accuracy(model, self.hellaswag_path, EVALUATION_BATCH, seq_len, alone)
                 stamp.result["hellaswag"] = {"correct": correct, "total": total}
-            train_N = first_tokens(manifest.pattern(self.shards, "train"), BASELINE_TRAIN_TOKENS)
-            val_M = first_tokens(pattern, loader.n_tokens + 1)
-            text = tokenizer.decode_bytes(val_M[val_M != tokenizer.eot].tolist())
-            baselines = measure_baselines(train_N, val_M, tokenizer.token_byte_lengths, text)
-            stamp.result["baselines"] = [dataclasses.asdict(baseline) for baseline in baselines]
-        return None
+            stamp.result["baselines"] = self.baselines(loader.n_tokens)
+
+    def baselines(self, n_val_tokens: int) -> list[dict[str, Any]]:
+        """Return the rows of unigram, bigram and gzip on the text that validation reads."""
+        tokenizer, manifest = self.tokenizer(), self.manifest()
+        train_N = first_tokens(manifest.pattern(self.shards, "train"), BASELINE_TRAIN_TOKENS)
+        val_M = first_tokens(manifest.pattern(self.shards, "val"), n_val_tokens + 1)
+        text = tokenizer.decode_bytes(val_M[val_M != tokenizer.eot].tolist())
+        rows = measure_baselines(train_N, val_M, tokenizer.token_byte_lengths, text)
+        return [dataclasses.asdict(row) for row in rows]
 
     def sample(self) -> None:
         """Let the final model continue the preset's prompts."""
         settings = {"model": self.model_sha256(), "prompts": self.preset.prompts, "tokens": SAMPLE_TOKENS}
         settings |= {"temperature": SAMPLE_TEMPERATURE, "top_k": SAMPLE_TOP_K, "seed": SAMPLE_SEED}
         if self.run.is_done("sample", settings):
-            return announce("sample", "done already")
+            announce("sample", "done already")
+            return
         announce("sample", f"temperature {SAMPLE_TEMPERATURE}, top-k {SAMPLE_TOP_K}, seed {SAMPLE_SEED}")
         with self.run.working_on("sample", settings) as stamp:
             config, flat = load_model(self.final_checkpoint().model_path)
             model, tokenizer = model_on_device(config, flat, self.plan.device), self.tokenizer()
-            texts = []
-            for number, prompt in enumerate(self.preset.prompts):
-                ids = [tokenizer.eot, *tokenizer.encode(prompt)]
-                continuation = []
-                for token in generate(
-                    model,
-                    ids,
-                    min(SAMPLE_TOKENS, config.max_seq_len - len(ids)),
-                    temperature=SAMPLE_TEMPERATURE,
-                    top_k=SAMPLE_TOP_K,
-                    seed=SAMPLE_SEED + number,
-                ):
-                    if token == tokenizer.eot:
-                        break
-                    continuation.append(token)
-                texts.append({"prompt": prompt, "text": tokenizer.decode(continuation)})
-            stamp.result = {"texts": texts}
-        return None
+            stamp.result["texts"] = [
+                {"prompt": prompt, "text": continue_text(model, tokenizer, prompt, SAMPLE_SEED + number)}
+                for number, prompt in enumerate(self.preset.prompts)
+            ]
 
     def report(self) -> None:
         """Write report.html; that takes a second, so it is always done again."""
@@ -283,6 +277,14 @@ def train_here(command: list[str]) -> int:
     """Train in this process (one rank of several, where MPI started them)."""
     result = train(parse_settings(command))
     return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def continue_text(model: GPT2, tokenizer: Tokenizer, prompt: str, seed: int) -> str:
+    """Return what the model writes behind the prompt, up to its <|endoftext|> or the end of its context."""
+    ids = [tokenizer.eot, *tokenizer.encode(prompt)]
+    n_tokens = min(SAMPLE_TOKENS, model.config.max_seq_len - len(ids))
+    tokens = generate(model, ids, n_tokens, temperature=SAMPLE_TEMPERATURE, top_k=SAMPLE_TOP_K, seed=seed)
+    return tokenizer.decode(itertools.takewhile(lambda token: token != tokenizer.eot, tokens))
 
 
 def first_tokens(pattern: str, n: int) -> np.ndarray:

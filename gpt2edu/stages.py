@@ -25,7 +25,7 @@ class Stamp:
         done: it came to its end with these settings.
         result: what came of it; JSON.
         attempts: for each start {"started": seconds since 1970, "seconds": how long it took}; more than one when it
-            was interrupted. An attempt that was killed has the seconds up to the last sign of life.
+            was interrupted. One that is under way, or was killed, lasted until the training log was last written.
     """
 
     settings: dict[str, Any]
@@ -60,11 +60,14 @@ class RunFolder:
         """
         path = self._stamp_path(stage)
         try:
-            return Stamp(**json.loads(path.read_text(encoding="utf-8")))
+            stamp = Stamp(**json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as problem:
             raise Gpt2EduError(f"{path} is damaged ({problem}); delete it, and the stage is done again") from problem
+        if stamp.attempts and not stamp.attempts[-1]["seconds"]:  # under way, or killed
+            stamp.attempts[-1]["seconds"] = self._last_sign_of_life(stamp.attempts[-1]["started"])
+        return stamp
 
     def is_done(self, stage: str, settings: dict[str, Any]) -> bool:
         """Say whether the stage is finished with exactly these settings."""
@@ -82,8 +85,6 @@ class RunFolder:
         stamp = self.read(stage)
         if stamp is None or stamp.settings != settings:
             stamp = Stamp(settings)
-        if stamp.attempts and not stamp.attempts[-1]["seconds"]:
-            stamp.attempts[-1]["seconds"] = self._last_sign_of_life(stamp.attempts[-1]["started"])
         stamp.done = False
         started = time.time()
         stamp.attempts.append({"started": started, "seconds": 0.0})

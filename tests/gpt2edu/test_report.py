@@ -40,15 +40,16 @@ def make_run(tmp_path, preset, *, n_steps, every, finished):
         }
     with run.working_on("train", {}) as stamp:
         stamp.result = {"model": "/runs/model_00018865.bin", "sha256": "ab" * 32} if finished else {}
+        stamp.done = finished
         stamp.attempts[-1]["first_step"] = 0
     stamp.attempts[-1]["seconds"] = 5400.0
     run._write("train", stamp)
-    if finished:
-        with run.working_on("evaluate", {}) as stamp:
-            stamp.result = {"nats_per_token": 3.2812, "bits_per_byte": 0.9876, "val_tokens": 10_485_760}
-            stamp.result["baselines"] = BASELINES
-        with run.working_on("sample", {"temperature": 0.8, "top_k": 50, "seed": 42}) as stamp:
-            stamp.result = {"texts": [{"prompt": "Once <upon>", "text": " a time & more"}]}
+    model = {"model": "ab" * 32 if finished else "of an earlier training"}
+    with run.working_on("evaluate", model) as stamp:
+        stamp.result = {"nats_per_token": 3.2812, "bits_per_byte": 0.9876, "val_tokens": 10_485_760}
+        stamp.result["baselines"] = BASELINES
+    with run.working_on("sample", {**model, "temperature": 0.8, "top_k": 50, "seed": 42}) as stamp:
+        stamp.result = {"texts": [{"prompt": "Once <upon>", "text": " a time & more"}]}
     return run
 
 
