@@ -59,7 +59,7 @@ def parts(marks: str) -> dict[str, tuple[list[Command], dict[str, str]]]:
 
 def gpu_parts() -> dict[str, tuple[list[Command], dict[str, str]]]:
     """Return the parts that run on a machine with an NVIDIA GPU."""
-    return {"gpu tests": ([[*PYTEST, "-m", "gpu", "tests"]], {}), "gpu notebooks": ([[*PYTEST, *NBVAL]], {})}
+    return {"gpu-tests": ([[*PYTEST, "-m", "gpu", "tests"]], {}), "gpu-notebooks": ([[*PYTEST, *NBVAL]], {})}
 
 
 def has_tests(folder: str) -> bool:
