@@ -52,7 +52,7 @@ def restore(settings: TrainConfig, communicator: Communicator) -> Restored | Non
     if found is None:
         return None
     ranks = (communicator.rank, communicator.world_size) if settings.zero_stage == 1 else (0, 1)
-    expected = None if _is_file(settings.model) else ModelConfig.from_descriptor(settings.model)
+    expected = None if _is_file(settings.model) else _described(settings.model)
     return load_checkpoint(found, expected=expected, rank=ranks[0], world_size=ranks[1])
 
 
@@ -60,11 +60,20 @@ def _is_file(spec: str) -> bool:
     return spec.endswith(".bin") or "/" in spec or Path(spec).exists()
 
 
+def _described(descriptor: str) -> ModelConfig:
+    try:
+        return ModelConfig.from_descriptor(descriptor)
+    except UsageError as problem:
+        raise UsageError(f"-e: {problem}") from problem
+
+
 def new_model(settings: TrainConfig) -> tuple[ModelConfig, Tensor]:
     """Read -e, or draw the weights of a descriptor with --seed."""
+    if settings.model.endswith(".bin") and not Path(settings.model).exists():
+        raise UsageError(f"-e {settings.model}: no such file; name one, or a new model such as -e d12")
     if _is_file(settings.model):
         return load_model(settings.model)
-    model = GPT2(ModelConfig.from_descriptor(settings.model))
+    model = GPT2(_described(settings.model))
     model.init_weights(settings.seed)
     return model.config, model.flat_parameters
 
@@ -75,19 +84,20 @@ def compare_with_saved(settings: TrainConfig, restored: Restored, loader: TrainL
         return [restored.lost]
     saved, current = restored.extra["settings"], dataclasses.asdict(settings)
     changed = [
-        f"{flag} {saved[name]} is now {current[name]}"
+        f"{flag} {saved.get(name)} is now {current[name]}"
         for name, flag in KEPT_ON_RESUME.items()
         if saved.get(name) != current[name]
     ]
-    if restored.extra["train_tokens"] != loader.n_tokens:
-        changed.append(f"-i had {restored.extra['train_tokens']:,} tokens and has {loader.n_tokens:,}")
+    saved_tokens = restored.extra.get("train_tokens", loader.n_tokens)
+    if saved_tokens != loader.n_tokens:
+        changed.append(f"-i had {saved_tokens:,} tokens and has {loader.n_tokens:,}")
     if changed:
         raise UsageError(
             f"-y 1: the run in {settings.output_dir} was another one ({'; '.join(changed)}); "
             "give these as they were, or another folder with -o"
         )
     notes = [
-        f"note: {flag} was {saved.get(name)} and is now {current[name]}, so this is not the same run from here on"
+        f"note: {flag} was {saved.get(name)} and is now {current[name]}, which changes the run from here on"
         for name, flag in TOLD_ON_RESUME.items()
         if saved.get(name) != current[name]
     ]

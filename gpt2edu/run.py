@@ -182,7 +182,7 @@ def _open_output(run: Run) -> None:
     if run.communicator.rank == 0 and settings.output_dir is not None:
         folder = Path(settings.output_dir)
         run.log = MainLog(folder, resume=bool(settings.resume))
-        for done in folder.glob("DONE_*") if settings.overwrite else ():
+        for done in folder.glob("DONE_" + 8 * "[0-9]") if settings.overwrite else ():
             Checkpoint(folder, int(done.name.removeprefix("DONE_"))).remove()
         prune(folder, keep=0)  # what a killed run left half written
         if run.tokenizer and run.tokenizer.name != "gpt2":
