@@ -152,12 +152,14 @@ def show_results(name: str, op: str | None = None, *, gpu: str | None = None) ->
             continue
         measured.append(f"{results.gpu} (driver {results.driver}, {results.date})")
         rows += [[results.gpu, *_cells(row)] for row in wanted]
-    header = ["GPU", "op", "variant", "dtype", "shape", "ms (median)", "rate", "of ceiling", "over torch"]
     if not rows:
         return Table(["results"], [[f"{name}: not measured yet"]])
-    if len(measured) == 1:  # the caption names the GPU
-        header, rows = header[1:], [row[1:] for row in rows]
-    return Table(header, rows, "Measured on " + "; ".join(measured) + ".")
+    header = ["GPU", "op", "variant", "dtype", "shape", "ms (median)", "rate", "of ceiling", "over torch"]
+    shared = [column for column in (1, 3, 4) if len({row[column] for row in rows}) == 1]
+    common = ", ".join(rows[0][column] for column in shared)
+    hidden = {*shared, *([0] if len(measured) == 1 else [])}  # said once, in the caption
+    lines = [[cell for column, cell in enumerate(row) if column not in hidden] for row in [header, *rows]]
+    return Table(lines[0], lines[1:], f"Measured on {'; '.join(measured)}{': ' * bool(common)}{common}.")
 
 
 def _cells(row: Row) -> list[str]:

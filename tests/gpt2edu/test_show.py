@@ -63,11 +63,16 @@ def test_show_results_prints_what_the_file_says(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_results", lambda name: load(name, tmp_path))
     assert show_results("train_loop").rows == [["train_loop: not measured yet"]]
     write_results("train_loop", [row], {}, gpu="NVIDIA H200", driver="580", command="x", folder=tmp_path)
-    text = show_results("train_loop", "step", gpu="H200")._repr_markdown_()
-    assert "| step | production | bf16 | B=64, T=1024 | 1,045.000 | 400 TFLOP/s |  | 0.994 |" in text
-    assert "Measured on NVIDIA H200 (driver 580," in text
-    write_results("train_loop", [row], {}, gpu="NVIDIA A100", driver="580", command="x", folder=tmp_path)
-    assert [line[:2] for line in show_results("train_loop").rows] == [["NVIDIA A100", "step"], ["NVIDIA H200", "step"]]
+    table = show_results("train_loop", "step", gpu="H200")
+    assert table.header == ["variant", "ms (median)", "rate", "of ceiling", "over torch"]
+    assert table.rows == [["production", "1,045.000", "400 TFLOP/s", "", "0.994"]]
+    assert "Measured on NVIDIA H200 (driver 580," in table.caption
+    assert table.caption.endswith(": step, bf16, B=64, T=1024.")
+    write_results("train_loop", [row | {"op": "gelu"}], {}, gpu="A100", driver="580", command="x", folder=tmp_path)
+    assert [line[:3] for line in show_results("train_loop").rows] == [
+        ["A100", "gelu", "production"],
+        ["NVIDIA H200", "step", "production"],
+    ]
     assert show_results("train_loop", "adamw").rows == [["train_loop: not measured yet"]]
 
 
