@@ -29,9 +29,9 @@ where this differs from train_gpt2cu
   -ge -w  are accepted: torch fuses the GELU itself, and always keeps fp32 weights.
 
 examples
-  the laptop:  python -m gpt2edu.data kjv
-               python -m gpt2edu.train -i "$DATA/kjv_train_*.bin" -j "$DATA/kjv_val_*.bin" -e d4,h4,c128,t128,v1024 \\
-                 -t 128 -b 16 -d 8192 -x 200 -l 0.001 -v 50 -o log_small
+  a laptop:    python -m gpt2edu.data kjv --out kjv
+               python -m gpt2edu.train -i "kjv/kjv_train_*.bin" -j "kjv/kjv_val_*.bin" -e d4,h4,c128,t128,v1024 \\
+                 -t 128 -b 16 -d 2048 -x 200 -l 0.004 -v 50 -s 100 -n 100 -o log_kjv
   GPT-2 124M:  mpirun -np 8 python -m gpt2edu.train -i "fineweb_train_*.bin" -j "fineweb_val_*.bin" -o log124M -e d12 \\
                  -b 64 -t 1024 -d 524288 -r 1 -z 1 -c 0.1 -l 0.0006 -q 0.0 -u 700 -n 5000 -v 250 -s 20000 -h 1
   go on with it after a crash: the same command with -y 1

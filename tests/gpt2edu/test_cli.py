@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from gpt2edu.cli import FLAGS, LONG_NAMES, build_parser, parse_settings
+from gpt2edu.cli import EPILOG, FLAGS, LONG_NAMES, build_parser, parse_settings
 from gpt2edu.config import TrainConfig
 from gpt2edu.errors import UsageError
 
@@ -50,6 +50,14 @@ def test_the_original_posts_command_line_parses_to_the_same_settings():
         sample_every=20000,
         hellaswag=1,
     )
+
+
+def test_the_examples_of_the_help_parse():
+    examples = [line for line in EPILOG.replace("\\\n", "").splitlines() if "gpt2edu.train -i" in line]
+    assert len(examples) == 2
+    for example in examples:
+        settings = parse_settings(shlex.split(example.partition("gpt2edu.train ")[2]))
+        assert settings.total_batch % (settings.micro_batch * settings.seq_len) == 0
 
 
 def test_without_flags_the_settings_are_the_defaults():
