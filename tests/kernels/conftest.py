@@ -10,7 +10,11 @@ import pytest
 
 from kernels import SIMULATED, host
 from kernels.launch import Prepared
+from kernels.registry import all_kernels
 from kernels.simulator.execution import reversed_order
+
+from numba.cuda import types  # isort: skip
+from numba.cuda.np import numpy_support  # isort: skip
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -36,6 +40,23 @@ def _other_grids(prepared: Prepared) -> list[Prepared]:
     return [few, many]
 
 
+def _argument_type(value: object) -> types.Type:
+    """The type for which Numba compiles a kernel when it is launched with this argument on a GPU."""
+    if hasattr(value, "dtype") and hasattr(value, "ndim") and value.ndim:
+        return types.Array(numpy_support.from_dtype(np.dtype(value.dtype)), value.ndim, "C")
+    return types.float32 if isinstance(value, np.float32) else types.int64
+
+
+def _assert_registered(prepared: Prepared) -> None:
+    """What is launched must be what `kernels.compile` compiles and measures."""
+    entries = {entry.function: entry for entry in all_kernels().values()}
+    for launch in prepared:
+        launched = tuple(_argument_type(a) for a in launch.arguments)
+        entry = entries[launch.kernel.py_func]
+        listed = [eval(s, {}, vars(types)).args for s in entry.signatures.values()]
+        assert launched in listed, f"{entry.name} is launched with {launched}"
+
+
 @pytest.fixture
 def run_every_way() -> Callable[..., list[np.ndarray]]:
     """Run prepared launches twice, in two thread orders and in two other grids; the bits must be the same.
@@ -44,6 +65,7 @@ def run_every_way() -> Callable[..., list[np.ndarray]]:
     """
 
     def run(prepared: Prepared, *outputs) -> list[np.ndarray]:
+        _assert_registered(prepared)
         before = [host.to_host(array) for array in outputs]
         prepared()
         first = [host.to_host(array) for array in outputs]

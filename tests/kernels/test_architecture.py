@@ -26,9 +26,9 @@ def all_launchers() -> dict:
         if parts[0] == "simulator":
             continue
         module = importlib.import_module(".".join(["kernels", *parts]).removesuffix(".__init__"))
-        for name, value in vars(module).items():
-            if hasattr(value, "prepare") and inspect.isfunction(value) and value.__module__ == module.__name__:
-                found[f"{module.__name__}.{name}"] = value
+        for value in vars(module).values():
+            if hasattr(value, "prepare") and inspect.isfunction(value):
+                found[f"{value.__module__}.{value.__qualname__}"] = value
     return found
 
 

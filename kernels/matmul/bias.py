@@ -1,0 +1,103 @@
+"""The gradient of a linear layer's bias: the sum of the output's gradient over the rows, without atomics.
+
+The rows are cut into chunks whose number depends on M alone; a block sums 256 columns of a chunk, and a second kernel
+sums the chunks. Letters: M rows, N output features, S scratch.
+"""
+
+from __future__ import annotations
+
+from numba import cuda, float32
+
+from kernels.elements import load_pack
+from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
+from kernels.registry import kernel
+
+BLOCK = 256
+WARPS = BLOCK // WARP_SIZE
+TILE = WARP_SIZE * PACK  # columns of a block
+PARTIALS = WARPS * TILE
+MAX_CHUNKS = 128
+MIN_ROWS = 4 * WARPS  # of a chunk
+
+
+@kernel("void(float32[::1], real[:, ::1], int64, int64)", launch_bounds=BLOCK)
+def chunk_column_sums_kernel(scratch_S, grad_out_MN, chunk_rows, packs):
+    """A block owns 256 columns of a chunk at a time; its 8 warps share the rows, a lane owns a pack of 8 columns."""
+    partial = cuda.shared.array(PARTIALS, float32)
+    x_8 = cuda.local.array(8, float32)
+    sum_8 = cuda.local.array(8, float32)
+    lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+    M, N = grad_out_MN.shape
+    n_tiles = (N + TILE - 1) // TILE
+    item = cuda.blockIdx.x
+    while item < (M + chunk_rows - 1) // chunk_rows * n_tiles:
+        chunk, first = item // n_tiles, item % n_tiles * TILE
+        for j in range(8):
+            sum_8[j] = float32(0)
+        m = chunk * chunk_rows + warp
+        while m < min(M, (chunk + 1) * chunk_rows):
+            load_pack(x_8, grad_out_MN[m], (first >> 3) + lane, packs)
+            for j in range(8):
+                sum_8[j] += x_8[j]
+            m += WARPS
+        for j in range(8):
+            partial[warp * TILE + j * WARP_SIZE + lane] = sum_8[j]  # lanes side by side: no bank conflict
+        cuda.syncthreads()  # all warps have written their sums
+        n = first + cuda.threadIdx.x
+        if n < N:
+            total = float32(0)
+            where = (cuda.threadIdx.x & 7) * WARP_SIZE + (cuda.threadIdx.x >> 3)
+            for w in range(WARPS):
+                total += partial[w * TILE + where]
+            scratch_S[chunk * N + n] = total
+        cuda.syncthreads()  # the sums have been read: the next item may overwrite them
+        item += cuda.gridDim.x
+
+
+@kernel("void(float32[::1], float32[::1], int64)", launch_bounds=BLOCK)
+def finish_column_sums_kernel(grad_bias_N, scratch_S, n_chunks):
+    """A thread owns columns."""
+    n = cuda.grid(1)
+    while n < grad_bias_N.size:
+        total = float32(0)
+        for chunk in range(n_chunks):
+            total += scratch_S[chunk * grad_bias_N.size + n]
+        grad_bias_N[n] += total
+        n += cuda.gridsize(1)
+
+
+def _rows_per_chunk(M: int) -> int:
+    return max(MIN_ROWS, ceil_div(M, MAX_CHUNKS))
+
+
+def bias_scratch_size(M: int, N: int) -> int:
+    """Return the float32 elements that `matmul_grad_bias` needs in `scratch_S`."""
+    return ceil_div(M, _rows_per_chunk(M)) * N
+
+
+@launcher
+def matmul_grad_bias(grad_bias_N, scratch_S, grad_out_MN, stream=0):
+    """Add the gradient of the bias of a linear layer.
+
+    Reads    grad_out_MN: float32 or bfloat16, C-contiguous, on the device.
+    Writes   grad_bias_N float32 (+=); scratch_S float32 (=), at least `bias_scratch_size(M, N)`.
+    Work     M*N flop, M*N*itemsize bytes: memory-bound.
+    Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul.py).
+    Raises   ValueError if a shape or dtype disagrees; nothing is launched then.
+    Source   the transpose of adding one bias to every row; compare llm.c matmul_backward_bias_kernel9 @ f1e2ace.
+    Book     Chapter 05.
+    """
+    arrays, sizes = take(
+        real={"grad_out_MN": grad_out_MN}, float32={"grad_bias_N": grad_bias_N, "scratch_S": scratch_S}
+    )
+    M, N = sizes.M, sizes.N
+    if sizes.S < bias_scratch_size(M, N):
+        raise ValueError(f"scratch_S has {sizes.S} elements; {bias_scratch_size(M, N)} are needed for {M} x {N}")
+    chunk_rows = _rows_per_chunk(M)
+    n_chunks = ceil_div(M, chunk_rows)
+    sums = (arrays.scratch_S, arrays.grad_out_MN, chunk_rows, n_packs(N, arrays.grad_out_MN))
+    finish = (arrays.grad_bias_N, arrays.scratch_S, n_chunks)
+    return [
+        Launch(chunk_column_sums_kernel, n_chunks * ceil_div(N, TILE), BLOCK, sums, stream),
+        Launch(finish_column_sums_kernel, ceil_div(N, BLOCK), BLOCK, finish, stream),
+    ]

@@ -1,0 +1,124 @@
+"""The three products of a linear layer as one: what the launchers of all steps check alike.
+
+Every step has a kernel for out[i, j] = sum over k of a[i, k] * b[k, j]. Forward, the gradient of the input and that of
+the weight differ in which of the two sizes lies contiguous in memory:
+
+    forward       out_MN         = inp_MK       @ weight_NK^T   a: k contiguous, b: k contiguous
+    grad input    grad_inp_MK    = grad_out_MN  @ weight_NK     a: k contiguous, b: j contiguous
+    grad weight   grad_weight_NK = grad_out_MN^T @ inp_MK       a: i contiguous, b: j contiguous
+
+Here k is the size summed over. In a kernel the flat arrays are `out`, `a`, `b` with I rows, J columns, K terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kernels.launch import Launch, launcher, take
+
+SIGNATURES = (
+    "void(real[::1], real[::1], real[::1], real[::1], int64, int64, int64, int64, int64, int64, int64)",
+    "void(float32[::1], uint16[::1], uint16[::1], uint16[::1], int64, int64, int64, int64, int64, int64, int64)",
+)
+"""Of every kernel: the output is of the dtype of the operands, or float32 for the gradient of a bfloat16 weight."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product: flat arrays, sizes, layout, and what happens to the output."""
+
+    out: object
+    a: object
+    b: object
+    I: int  # noqa: E741 (the axis letter of the output's rows)
+    J: int
+    K: int
+    a_k_contiguous: bool
+    b_k_contiguous: bool
+    bias: object | None = None
+    accumulate: bool = False
+
+    def arguments(self) -> tuple:
+        """Return the arguments of a kernel; without a bias `a` stands in its place, unread."""
+        has_bias = self.bias is not None
+        layout = (int(self.a_k_contiguous), int(self.b_k_contiguous))
+        arrays = (self.out, self.a, self.b, self.bias if has_bias else self.a)
+        return (*arrays, self.I, self.J, self.K, *layout, int(has_bias), int(self.accumulate))
+
+
+Step = Callable[[Product, object], list[Launch]]
+"""A step of the ladder: makes the launches of a product on a stream."""
+
+
+def _flat(array):
+    return array.reshape(array.size)
+
+
+def forward_launcher(step: Step) -> Callable[..., None]:
+    """Make the forward launcher of a step."""
+
+    @launcher
+    def matmul_forward(out_MN, inp_MK, weight_NK, bias_N=None, stream=0):
+        """Multiply by the transposed weight and add the bias: a linear layer.
+
+        Reads    inp_MK, weight_NK, bias_N (may be None): float32 or bfloat16, C-contiguous, on the device.
+        Writes   out_MN (=), of the same dtype.
+        Work     2*M*N*K flop, (M*K + N*K + M*N)*itemsize bytes: bound by arithmetic for GPT-2's sizes.
+        Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul.py).
+        Raises   ValueError if a shape or dtype disagrees; nothing is launched then.
+        Source   Goto and van de Geijn 2008 (tiling); compare llm.c llmc/matmul.cuh @ f1e2ace.
+        Book     Chapter 05.
+        """
+        real = {"out_MN": out_MN, "inp_MK": inp_MK, "weight_NK": weight_NK, "bias_N": bias_N}
+        arrays, sizes = take(real=real)
+        flat = (_flat(arrays.out_MN), _flat(arrays.inp_MK), _flat(arrays.weight_NK))
+        return step(Product(*flat, sizes.M, sizes.N, sizes.K, True, True, bias=arrays.bias_N), stream)
+
+    return matmul_forward
+
+
+def grad_input_launcher(step: Step) -> Callable[..., None]:
+    """Make the launcher of a step for the gradient of the input."""
+
+    @launcher
+    def matmul_grad_input(grad_inp_MK, grad_out_MN, weight_NK, accumulate=False, stream=0):
+        """Take the gradient of a linear layer with respect to its input.
+
+        Reads    grad_out_MN, weight_NK: float32 or bfloat16, C-contiguous, on the device.
+        Writes   grad_inp_MK (=), or (+=) if `accumulate`, of the same dtype.
+        Work     2*M*N*K flop, (M*K + N*K + M*N)*itemsize bytes: bound by arithmetic for GPT-2's sizes.
+        Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul.py).
+        Raises   ValueError if a shape or dtype disagrees; nothing is launched then.
+        Source   Goto and van de Geijn 2008 (tiling); compare llm.c llmc/matmul.cuh @ f1e2ace.
+        Book     Chapter 05.
+        """
+        real = {"grad_inp_MK": grad_inp_MK, "grad_out_MN": grad_out_MN, "weight_NK": weight_NK}
+        arrays, sizes = take(real=real)
+        flat = (_flat(arrays.grad_inp_MK), _flat(arrays.grad_out_MN), _flat(arrays.weight_NK))
+        return step(Product(*flat, sizes.M, sizes.K, sizes.N, True, False, accumulate=accumulate), stream)
+
+    return matmul_grad_input
+
+
+def grad_weight_launcher(step: Step) -> Callable[..., None]:
+    """Make the launcher of a step for the gradient of the weight."""
+
+    @launcher
+    def matmul_grad_weight(grad_weight_NK, grad_out_MN, inp_MK, accumulate=True, stream=0):
+        """Take the gradient of a linear layer with respect to its weight.
+
+        Reads    grad_out_MN, inp_MK: float32 or bfloat16, C-contiguous, on the device.
+        Writes   grad_weight_NK float32 (+=), or (=) if `accumulate` is False.
+        Work     2*M*N*K flop, (M*K + M*N)*itemsize + 8*N*K bytes: bound by arithmetic for GPT-2's sizes.
+        Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul.py).
+        Raises   ValueError if a shape or dtype disagrees; nothing is launched then.
+        Source   Goto and van de Geijn 2008 (tiling); compare llm.c llmc/matmul.cuh @ f1e2ace.
+        Book     Chapter 05.
+        """
+        real = {"grad_out_MN": grad_out_MN, "inp_MK": inp_MK}
+        arrays, sizes = take(real=real, float32={"grad_weight_NK": grad_weight_NK})
+        flat = (_flat(arrays.grad_weight_NK), _flat(arrays.grad_out_MN), _flat(arrays.inp_MK))
+        return step(Product(*flat, sizes.N, sizes.K, sizes.M, False, False, accumulate=accumulate), stream)
+
+    return matmul_grad_weight

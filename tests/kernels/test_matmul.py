@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import host
+from kernels.matmul import (
+    LADDER,
+    bias_scratch_size,
+    matmul_forward,
+    matmul_grad_bias,
+    reference,
+    step3_register_tiles,
+    step4_tensor_cores,
+)
+
+DTYPES = ["float32", "bfloat16"]
+STEPS = [pytest.param(step, id=step.__name__.rpartition(".")[2]) for step in LADDER]
+SHAPES = [(1, 1, 1), (5, 19, 7), (35, 3, 18)]  # M, N, K
+TENSOR_CORE_SHAPES = [(8, 24, 40), (136, 8, 16), (16, 8, 136)]
+
+
+def random_case(shape, dtype):
+    M, N, K = shape
+    rng = np.random.default_rng(M * N * K)
+    return [host.rounded(rng.standard_normal(s), dtype) for s in ((M, K), (N, K), (N,), (M, N))]
+
+
+def check(result, formula, arguments, dtype, before=0.0) -> None:
+    """Compare with the formula in float64; the yardstick is the formula in float32, rounded to the dtype."""
+    expected = before + formula(*arguments)
+    plain = before + formula(*(x.astype(np.float32) for x in arguments))
+    bound = host.error_bound(plain, expected, dtype)
+    terms = formula(*(np.abs(x) for x in arguments))  # what cancels in a sum counts with its size
+    assert host.max_error(result, expected) <= max(bound, 4 * host.EPSILON["float32"] * terms.max())
+
+
+def check_all_products(step, shape, dtype, execute) -> None:
+    inp, weight, bias, grad_out = random_case(shape, dtype)
+    d_inp, d_weight, d_bias, d_grad_out = (host.to_device(x, dtype) for x in (inp, weight, bias, grad_out))
+    before = np.full_like(weight, 0.5), np.full_like(inp, 0.25)
+    out, grad_inp = host.to_device(grad_out, dtype), host.to_device(before[1], dtype)
+    grad_weight = host.to_device(before[0], "float32")
+    check(execute(step.matmul_forward.prepare(out, d_inp, d_weight, d_bias), out),
+          reference.matmul_forward, (inp, weight, bias), dtype)  # fmt: skip
+    check(execute(step.matmul_forward.prepare(out, d_inp, d_weight), out),
+          reference.matmul_forward, (inp, weight), dtype)  # fmt: skip
+    check(execute(step.matmul_grad_weight.prepare(grad_weight, d_grad_out, d_inp), grad_weight),
+          reference.matmul_grad_weight, (grad_out, inp), "float32", before[0])  # fmt: skip
+    check(execute(step.matmul_grad_weight.prepare(grad_weight, d_grad_out, d_inp, accumulate=False), grad_weight),
+          reference.matmul_grad_weight, (grad_out, inp), "float32")  # fmt: skip
+    check(execute(step.matmul_grad_input.prepare(grad_inp, d_grad_out, d_weight, accumulate=True), grad_inp),
+          reference.matmul_grad_input, (grad_out, weight), dtype, before[1])  # fmt: skip
+    check(execute(step.matmul_grad_input.prepare(grad_inp, d_grad_out, d_weight), grad_inp),
+          reference.matmul_grad_input, (grad_out, weight), dtype)  # fmt: skip
+
+
+def execute_once(prepared, out) -> np.ndarray:
+    prepared()
+    return host.values(out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("step", STEPS)
+def test_products(step, shape, dtype):
+    check_all_products(step, shape, dtype, execute_once)
+
+
+@pytest.mark.parametrize("shape", TENSOR_CORE_SHAPES)
+def test_products_on_tensor_cores(shape):
+    check_all_products(step4_tensor_cores, shape, "bfloat16", execute_once)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_products_have_the_same_bits_every_way(step, run_every_way):
+    shape = (136, 8, 40) if step is step4_tensor_cores else (70, 5, 18)  # more than one block
+    inp, weight, bias, _ = (host.to_device(x, "bfloat16") for x in random_case(shape, "bfloat16"))
+    out = host.to_device(np.zeros(shape[:2]), "bfloat16")
+    run_every_way(step.matmul_forward.prepare(out, inp, weight, bias), out)
+
+
+def test_tensor_cores_are_used_when_the_shape_allows_it():
+    def kernel_of(shape, dtype, offset=0):
+        inp, weight, *_ = (host.to_device(x, dtype) for x in random_case(shape, dtype))
+        flat = host.to_device(np.zeros(inp.size + 8), dtype)[offset : offset + inp.size]
+        out = host.to_device(np.zeros((shape[0], shape[1])), dtype)
+        return matmul_forward.prepare(out, flat.reshape(shape[0], shape[2]), weight)[0].kernel
+
+    assert kernel_of((3, 5, 16), "bfloat16") is step4_tensor_cores.matmul_kernel
+    for case in [((3, 5, 16), "float32"), ((3, 5, 12), "bfloat16"), ((3, 5, 16), "bfloat16", 1)]:
+        assert kernel_of(*case) is step3_register_tiles.matmul_kernel
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 19), (70, 264)])
+def test_grad_bias(shape, dtype, run_every_way):
+    grad_out = host.rounded(np.random.default_rng(1).standard_normal(shape), dtype)
+    before = np.full(shape[1], 0.5)
+    grad_bias = host.to_device(before, "float32")
+    scratch = host.to_device(np.zeros(bias_scratch_size(*shape)), "float32")
+    (result,) = run_every_way(matmul_grad_bias.prepare(grad_bias, scratch, host.to_device(grad_out, dtype)), grad_bias)
+    check(result, reference.matmul_grad_bias, (grad_out,), "float32", before)
+
+
+def test_reference_is_torch():
+    inp, weight, bias, grad_out = random_case((4, 5, 6), "float32")
+    tensors = [torch.tensor(x, requires_grad=True) for x in (inp, weight, bias)]
+    out = torch.nn.functional.linear(*tensors)
+    np.testing.assert_allclose(reference.matmul_forward(inp, weight, bias), out.detach().numpy(), atol=1e-12)
+    out.backward(torch.tensor(grad_out))
+    ours = (
+        reference.matmul_grad_input(grad_out, weight),
+        reference.matmul_grad_weight(grad_out, inp),
+        reference.matmul_grad_bias(grad_out),
+    )
+    for gradient, tensor in zip(ours, tensors, strict=True):
+        np.testing.assert_allclose(gradient, tensor.grad.numpy(), atol=1e-12)
+
+
+def test_refusals_and_signatures():
+    inp, weight, bias, out = (host.to_device(x, "float32") for x in random_case((4, 5, 6), "float32"))
+    with pytest.raises(ValueError, match="axis K is 4 but 6 in inp_MK"):
+        matmul_forward(out, inp, host.to_device(np.zeros((5, 4)), "float32"))
+    with pytest.raises(ValueError, match="scratch_S has 5 elements; 10 are needed"):
+        wide = host.to_device(np.zeros((33, 5)), "float32")
+        matmul_grad_bias(bias, bias, wide)
+    for name in ("matmul_forward", "matmul_grad_input", "matmul_grad_weight"):
+        assert len({inspect.signature(getattr(step, name)) for step in LADDER}) == 1
