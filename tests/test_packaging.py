@@ -1,5 +1,6 @@
 """The pins agree with the package's metadata, and were resolved since they changed."""
 
+import ast
 import importlib.util
 import re
 import sys
@@ -51,6 +52,18 @@ def test_the_package_metadata_allows_every_pin(name):
         wanted = Requirement(text)
         version = str(pinned[wanted.name].specifier).removeprefix("==")
         assert wanted.specifier.contains(version), f"{wanted} forbids {version}"
+
+
+def test_every_import_of_the_packages_is_declared():
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {Requirement(text).name.replace("-", "_") for text in metadata["project"]["dependencies"]}
+    declared |= {"gpt2edu", "kernels", "tiktoken_ext", "llvmlite"}  # ours, and parts of tiktoken and numba
+    for path in (path for folder in ("gpt2edu", "kernels") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            roots = {module.split(".")[0] for module in modules} - sys.stdlib_module_names
+            assert roots <= declared, f"{path.relative_to(ROOT)}: {roots - declared}"
 
 
 def test_the_files_differ_in_torch_and_cuda_only():
