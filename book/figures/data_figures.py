@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from tokenization_figures import BOX, DIM, INK, LINE, LIT, PALE, QUIET, WIDTH, box, drawing, text_at
+from drawing import BOX, DIM, INK, LINE, LIT, PALE, QUIET, WIDTH, box, drawing, text_at
 
 from gpt2edu.loader import VirtualRank
 from gpt2edu.shards import HEADER_BYTES, write_shard

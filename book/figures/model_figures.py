@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenization_figures import BOX, DIM, INK, LINE, LIT, PALE, QUIET, WIDTH, box, drawing, text_at
+from drawing import BOX, DIM, INK, LINE, LIT, PALE, QUIET, WIDTH, box, drawing, text_at
 
 from gpt2edu.config import ModelConfig
 from gpt2edu.parameters import parameter_layout

@@ -1,6 +1,7 @@
 """Where the book's files are, and how the tests read them."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,10 +13,14 @@ HTML = ROOT / "_build" / "html"
 
 
 def load_script(path):
-    """Import a file of `book/` that is no package."""
+    """Import a file of `book/` that is no package; it finds the files beside it, as when it is run."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 

@@ -1,13 +1,9 @@
 """Chapter 2's stored figures are what their script draws from the package's own bytes and shuffles."""
 
-import sys
-
 import pytest
 from chapters import BOOK, load_script
 
-sys.path.insert(0, str(BOOK / "figures"))  # the scripts share their pens
 script = load_script(BOOK / "figures" / "data_figures.py")
-sys.path.remove(str(BOOK / "figures"))
 
 
 @pytest.mark.parametrize("name", script.FIGURES)
