@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import host
+from kernels.attention import LADDER, attention_backward, attention_forward, attention_scratch_size, reference
+
+DTYPES = ["float32", "bfloat16"]
+SHAPES = [(1, 1, 1, 1), (2, 5, 2, 3), (1, 35, 1, 40)]  # B, T, H, D
+STEPS = [pytest.param(step, id=step.__name__.rpartition(".")[2]) for step in LADDER]
+
+
+def random_case(shape, dtype):
+    B, T, H, D = shape
+    rng = np.random.default_rng(B * T * H * D)
+    return [host.rounded(rng.standard_normal(s), dtype) for s in ((B, T, 3 * H * D), (B, T, H * D))]
+
+
+def check(result, expected, plain, dtype) -> None:
+    assert host.max_error(result, expected) <= host.error_bound(plain, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("step", STEPS)
+def test_forward_and_backward(step, shape, dtype, run_every_way):
+    B, T, H, D = shape
+    qkv, grad_out = random_case(shape, dtype)
+    out, logsumexp = host.to_device(np.zeros((B, T, H * D)), dtype), host.to_device(np.zeros((B, H, T)), "float32")
+    scratch, d_qkv = host.to_device(np.zeros(attention_scratch_size(B, T, H)), "float32"), host.to_device(qkv, dtype)
+    results = run_every_way(step.attention_forward.prepare(out, logsumexp, scratch, d_qkv), out, logsumexp)
+    expected = reference.attention_forward(qkv, H)
+    plain = reference.attention_forward(qkv.astype(np.float32), H)
+    for result, wanted, yardstick, kind in zip(results, expected, plain, (dtype, "float32"), strict=True):
+        check(result, wanted, yardstick, kind)
+
+    grad_qkv = host.to_device(np.zeros_like(qkv), dtype)
+    arguments = grad_qkv, scratch, host.to_device(grad_out, dtype), out, d_qkv, logsumexp
+    (result,) = run_every_way(step.attention_backward.prepare(*arguments), grad_qkv)
+    wanted = reference.attention_backward(grad_out, qkv, H)
+    yardstick = reference.attention_backward(grad_out.astype(np.float32), qkv.astype(np.float32), H)
+    check(result, wanted, yardstick, dtype)
+
+
+def test_the_future_is_not_seen():
+    shape = (1, 6, 2, 4)
+    results = []
+    for change in (0.0, 100.0):
+        qkv, _ = random_case(shape, "float32")
+        qkv[:, 4:] += change
+        out, logsumexp = host.to_device(np.zeros((1, 6, 8)), "float32"), host.to_device(np.zeros((1, 2, 6)), "float32")
+        scratch = host.to_device(np.zeros(attention_scratch_size(1, 6, 2)), "float32")
+        attention_forward(out, logsumexp, scratch, host.to_device(qkv, "float32"))
+        results.append(host.values(out))
+    np.testing.assert_array_equal(results[0][:, :4], results[1][:, :4])
+    assert (results[0][:, 4:] != results[1][:, 4:]).any()
+
+
+def test_reference_is_torch():
+    qkv, grad_out = random_case((2, 5, 3, 4), "float32")
+    tensor = torch.tensor(qkv, requires_grad=True)
+    q, k, v = (x.reshape(2, 5, 3, 4).transpose(1, 2) for x in tensor.split(12, dim=2))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(2, 5, 12)
+    np.testing.assert_allclose(reference.attention_forward(qkv, 3)[0], out.detach().numpy(), atol=1e-12)
+    out.backward(torch.tensor(grad_out))
+    np.testing.assert_allclose(reference.attention_backward(grad_out, qkv, 3), tensor.grad.numpy(), atol=1e-12)
+
+
+def test_refusals_and_signatures():
+    def arrays(H, C=8, E=24, S=1000):
+        shapes = (1, 3, C), (1, H, 3), (S,), (1, 3, E)
+        return [host.to_device(np.zeros(shape), "float32") for shape in shapes]
+
+    attention_forward(*arrays(2))
+    with pytest.raises(ValueError, match="8 channels and a qkv of 24 do not belong to 3 heads"):
+        attention_forward(*arrays(3))
+    with pytest.raises(ValueError, match="scratch_S has 35 elements; 36 are needed"):
+        attention_forward(*arrays(2, S=35))
+    with pytest.raises(ValueError, match="the head size is 136; at most 128"):
+        attention_forward(*arrays(1, 136, 408))
+    out, logsumexp, scratch, qkv = arrays(1, 136, 408)
+    with pytest.raises(ValueError, match="the head size is 136; at most 128"):
+        attention_backward(qkv, scratch, out, out, qkv, logsumexp)
+    for name in ("attention_forward", "attention_backward"):
+        assert len({inspect.signature(getattr(step, name)) for step in LADDER}) == 1
