@@ -268,13 +268,16 @@ def memory_bytes(model: ModelConfig, micro_batch: int, seq_len: int, recompute: 
 def choice_lines(plan: Plan) -> tuple[str, str]:
     """Say in two lines what was chosen for this machine and why."""
     preset, settings = plan.preset, plan.preset.settings
-    n_unused = max(0, len(plan.machine.gpus) - plan.n_gpus)
-    unused = f" ({n_unused} of them not used)" if n_unused else ""
+    machine = plan.machine.title
+    if plan.n_gpus > len(plan.machine.gpus):
+        machine = f"{plan.n_gpus} GPUs of several machines, here {machine}"
+    elif plan.n_gpus < len(plan.machine.gpus):
+        machine += f" ({plan.n_gpus or 'none'} of them used)"
     how = f"micro-batch {plan.micro_batch} x {settings.seq_len}, {plan.n_micro_steps} to a step"
     if plan.n_gpus:
         how += f" on each GPU, recompute {plan.recompute}"
     return (
-        f"{plan.machine.title}{unused}: preset {preset.name}, {preset.title}",
+        f"{machine}: preset {preset.name}, {preset.title}",
         f"{settings.max_steps:,} steps of {settings.total_batch:,} tokens of {preset.text.title}; {how}",
     )
 

@@ -55,6 +55,7 @@ def test_processes_that_mpirun_started_are_taken_as_they_are():
     plan = make_plan(machine(8), launched=16)  # two such machines
     assert (plan.world_size, plan.n_gpus, plan.n_micro_steps) == (16, 16, 1)
     assert plan.micro_batch == 32
+    assert choice_lines(plan)[0].startswith("16 GPUs of several machines")
     with pytest.raises(UsageError, match="3 processes cannot share 512 sequences"):
         make_plan(machine(8), launched=3)
     on_processors = make_plan(machine(), "smoke", launched=2)
@@ -65,7 +66,7 @@ def test_processes_that_mpirun_started_are_taken_as_they_are():
 def test_number_of_gpus(there, limit, used):
     plan = make_plan(machine(there), max_gpus=limit)
     assert plan.n_gpus == used
-    assert ("not used" in choice_lines(plan)[0]) == (used < there)
+    assert (f"({used} of them used)" in choice_lines(plan)[0]) == (used < there)
 
 
 def test_no_gpu_takes_the_laptop_preset():
