@@ -295,14 +295,7 @@ def prepare_text(
         Gpt2EduError: there is no text, or too little for both splits; the disk is full.
     """
     corpus = documents if isinstance(documents, Corpus) else ListCorpus(documents)
-    if not 0 < shard_tokens <= MAX_TOKENS:
-        raise UsageError(f"--shard-tokens {shard_tokens}: choose 1 to {MAX_TOKENS:,}")
-    if val_fraction is not None and not 0 < val_fraction < 1:
-        raise UsageError(f"--val-fraction {val_fraction}: choose a number between 0 and 1")
-    if val_fraction is not None and max_train_shards is not None:
-        raise UsageError(
-            "--val-fraction holds out the end of the text, which --shards does not reach; use --val-tokens"
-        )
+    _check_sizes(shard_tokens, val_fraction, max_train_shards)
     if workers is None:
         small = corpus.total_bytes is not None and corpus.total_bytes < SMALL_CORPUS_BYTES
         workers = 1 if small else len(os.sched_getaffinity(0))
@@ -326,6 +319,18 @@ def prepare_text(
             writer.finish(manifest.resume)
         verify(folder)
     return manifest
+
+
+def _check_sizes(shard_tokens: int, val_fraction: float | None, max_train_shards: int | None) -> None:
+    """Refuse sizes that are impossible or contradict each other."""
+    if not 0 < shard_tokens <= MAX_TOKENS:
+        raise UsageError(f"--shard-tokens {shard_tokens}: choose 1 to {MAX_TOKENS:,}")
+    if val_fraction is not None and not 0 < val_fraction < 1:
+        raise UsageError(f"--val-fraction {val_fraction}: choose a number between 0 and 1")
+    if val_fraction is not None and max_train_shards is not None:
+        raise UsageError(
+            "--val-fraction holds out the end of the text, which --shards does not reach; use --val-tokens"
+        )
 
 
 def _fill(writer: _ShardWriter, corpus: Corpus, tokenized: Callable, val_fraction: float | None) -> None:
