@@ -16,6 +16,7 @@ from numba import cuda, float32
 from kernels.elements import load
 from kernels.launch import take
 
+WORD = 0xFFFFFFFF
 LOG2_E = np.float32(math.log2(math.e))
 LOWEST = np.float32(np.finfo(np.float32).min)
 """Where a running maximum starts: below any score, but finite, so that no difference is inf - inf."""
@@ -24,9 +25,9 @@ LOWEST = np.float32(np.finfo(np.float32).min)
 @cuda.jit(device=True)
 def place_of_item(item, T, H):
     """Return of an item the first row of its sequence, its time and its head."""
-    t = item % T
-    b_and_h = item // T
-    return (b_and_h // H) * T, t, b_and_h % H
+    b_and_h = (item & WORD) // (T & WORD)  # known to fit 32 bits: a 64-bit division is a slow function call
+    b = b_and_h // (H & WORD)
+    return b * T, item - b_and_h * T, b_and_h - b * H
 
 
 @cuda.jit(device=True)

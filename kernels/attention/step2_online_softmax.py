@@ -135,15 +135,14 @@ def grad_query_kernel(grad_qkv_NE, delta_I, grad_out_NC, qkv_NE, logsumexp_I, T,
     while item < logsumexp_I.size:
         first, t, h = place_of_item(item, T, H)
         grad_out_C, query_E = grad_out_NC[first + t], qkv_NE[first + t]
+        logsumexp, delta = logsumexp_I[item], delta_I[item]
         clear_device(sum_4)
         s = 0
         while s <= t:
             grad_score = float32(0)
             if s + lane <= t:
                 key_E = qkv_NE[first + s + lane]
-                _, grad_score = grad_score_device(
-                    grad_out_C, query_E, key_E, h, C, D, logsumexp_I[item], delta_I[item], scale
-                )
+                _, grad_score = grad_score_device(grad_out_C, query_E, key_E, h, C, D, logsumexp, delta, scale)
             add_rows_device(sum_4, grad_score, qkv_NE, first + s, min(WARP_SIZE, t + 1 - s), C + h * D, D)
             s += WARP_SIZE
         store_vector_device(grad_qkv_NE[first + t], h * D, sum_4, float32(1), D)

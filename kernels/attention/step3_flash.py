@@ -13,7 +13,7 @@ import math
 from numba import cuda, float32
 
 from kernels.attention import step2_online_softmax
-from kernels.attention.common import LOG2_E, LOWEST, inverse_root, take_backward, take_forward
+from kernels.attention.common import LOG2_E, LOWEST, WORD, inverse_root, take_backward, take_forward
 from kernels.attention.step2_online_softmax import inner_product_kernel
 from kernels.elements import load, store
 from kernels.launch import WARP_SIZE, Launch, ceil_div, launcher
@@ -87,9 +87,10 @@ def clear_device(sums, factor_4):
 def place_of_tile(index, T, H):
     """Return of a tile the first row of its sequence, its first time, its head and its first item."""
     n_tiles = (T + TILE - 1) // TILE
-    first_time = index % n_tiles * TILE
-    b_and_h = index // n_tiles
-    return b_and_h // H * T, first_time, b_and_h % H, b_and_h * T + first_time
+    b_and_h = (index & WORD) // (n_tiles & WORD)
+    first_time = (index - b_and_h * n_tiles) * TILE
+    b = b_and_h // (H & WORD)
+    return b * T, first_time, b_and_h - b * H, b_and_h * T + first_time
 
 
 @kernel("void(real[:, ::1], float32[::1], real[:, ::1], int64, int64, float32)", launch_bounds=BLOCK)

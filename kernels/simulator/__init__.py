@@ -23,7 +23,7 @@ What it reports, with the kernel's name and source line, the thread and the bloc
 - `SimulatorError`: a shuffle from a lane that takes no part; `LaunchError`: a launch no GPU accepts.
 Shared and local memory start as NaN, so that reading before writing shows. `cp.async` copies only when waited for,
 so that a missing wait shows. `reversed_order()` runs threads backwards: a test that compares both orders finds most
-missing barriers.
+missing barriers. `tracing()` records each access to the arrays, and `warp_steps` shows them as a warp makes them.
 
 What it does not check: races that give the same result in both orders, bank conflicts, coalescing, caches, speed,
 the rounding order of tensor cores, registers. Numbers are NumPy's: `float32 * 0.5` stays float32 here but is float64 on
@@ -35,17 +35,22 @@ from kernels.simulator.api import install, jit, warp_collective
 from kernels.simulator.errors import DivergenceError, LaunchError, MisalignedError, OutOfBoundsError, SimulatorError
 from kernels.simulator.execution import current_thread, reversed_order
 from kernels.simulator.memory import SimulatedArray
+from kernels.simulator.trace import Access, WarpStep, tracing, warp_steps
 
 __all__ = [
+    "Access",
     "DivergenceError",
     "LaunchError",
     "MisalignedError",
     "OutOfBoundsError",
     "SimulatedArray",
     "SimulatorError",
+    "WarpStep",
     "current_thread",
     "install",
     "jit",
     "reversed_order",
+    "tracing",
     "warp_collective",
+    "warp_steps",
 ]

@@ -13,6 +13,7 @@ from numba.cuda.simulator.kernelapi import FakeCUDAModule
 from kernels.simulator.errors import LaunchError, SimulatorError
 from kernels.simulator.execution import FULL_MASK, Dim3, Values, current_thread, run_grid
 from kernels.simulator.memory import DYNAMIC_SHARED_LIMIT, LocalMemory, SimulatedArray
+from kernels.simulator.trace import argument_array
 
 MAX_THREADS_PER_BLOCK = 1024
 
@@ -65,7 +66,7 @@ def _argument(value: object, name: str) -> object:
     if hasattr(value, "__cuda_ndarray__"):
         value = value._ary
     if isinstance(value, np.ndarray):
-        return SimulatedArray(value, name)
+        return argument_array(value, name)
     if isinstance(value, np.integer):
         return int(value)
     if isinstance(value, (int, float, np.floating, tuple)):

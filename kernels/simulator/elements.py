@@ -39,10 +39,10 @@ def _load_many(n: int, into: SimulatedArray, array: SimulatedArray, index: int) 
 
 def _store_many(n: int, array: SimulatedArray, index: int, values: SimulatedArray) -> None:
     if array.itemsize == 2:
-        array.vector(index, 2 * n)[:] = narrow(values.data[:n])
+        array.vector(index, 2 * n, is_store=True)[:] = narrow(values.data[:n])
     else:
         for start in range(0, n, 4):
-            array.vector(index + start, 16)[:] = values.data[start : start + 4]
+            array.vector(index + start, 16, is_store=True)[:] = values.data[start : start + 4]
 
 
 def load4(into_4: SimulatedArray, array: SimulatedArray, index: int) -> None:

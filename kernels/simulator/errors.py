@@ -25,10 +25,17 @@ class LaunchError(SimulatorError, ValueError):
     """A launch that no GPU accepts: too many threads, too much shared memory."""
 
 
+_is_kernel_code: dict[CodeType, bool] = {}
+
+
 def is_kernel_frame(frame: FrameType) -> bool:
     """Tell whether a frame belongs to a kernel or a device function rather than to the simulator."""
-    name = frame.f_globals.get("__name__", "")
-    return not name.startswith(("kernels.simulator", "numba", "numpy", "functools"))
+    known = _is_kernel_code.get(frame.f_code)
+    if known is None:
+        name = frame.f_globals.get("__name__", "")
+        known = not name.startswith(("kernels.simulator", "numba", "numpy", "functools"))
+        _is_kernel_code[frame.f_code] = known
+    return known
 
 
 def frame_location(frame: FrameType | None) -> str:

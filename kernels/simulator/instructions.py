@@ -84,7 +84,7 @@ def load_128_streaming(array: SimulatedArray, index: int) -> tuple[int, ...]:
 
 
 def store_128(array: SimulatedArray, index: int, words: tuple[int, ...]) -> None:
-    array.vector(index, 16).view(np.uint32)[:] = words
+    array.vector(index, 16, is_store=True).view(np.uint32)[:] = words
 
 
 def store_128_streaming(array: SimulatedArray, index: int, words: tuple[int, ...]) -> None:

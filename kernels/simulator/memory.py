@@ -48,14 +48,16 @@ class SimulatedArray:
         self._mask = (1 << 8 * data.dtype.itemsize) - 1 if data.dtype.kind == "u" else 0
 
     def __getitem__(self, index):
-        self._check(index)
+        if type(index) is not int or not 0 <= index < self.shape[0]:
+            self._check(index)
         item = self.data[index]
         if type(item) is np.ndarray:
-            return SimulatedArray(item, self.name)
+            return self._part(item)
         return int(item) if self._is_integer else item
 
     def __setitem__(self, index, value) -> None:
-        self._check(index)
+        if type(index) is not int or not 0 <= index < self.shape[0]:
+            self._check(index)
         if type(value) is SimulatedArray:
             value = value.data
         elif self._mask:
@@ -72,18 +74,17 @@ class SimulatedArray:
 
     def view(self, dtype: object) -> SimulatedArray:
         """Reinterpret the bytes, as Numba's `array.view` does."""
-        return SimulatedArray(self.data.view(as_numpy_dtype(dtype)), self.name)
+        return self._part(self.data.view(as_numpy_dtype(dtype)))
 
     def reshape(self, *shape) -> SimulatedArray:
         """Give the same elements another shape."""
-        return SimulatedArray(self.data.reshape(*shape), self.name)
+        return self._part(self.data.reshape(*shape))
+
+    def _part(self, data: np.ndarray) -> SimulatedArray:
+        return SimulatedArray(data, self.name)
 
     def _check(self, index) -> None:
         """Refuse an index that is negative or past the end; NumPy and Numba would wrap a negative one."""
-        if type(index) is int:
-            if not 0 <= index < self.shape[0]:
-                self._refuse(index, 0)
-            return
         for axis, i in enumerate(index if type(index) is tuple else (index,)):
             if type(i) is not slice and not 0 <= i < self.shape[axis]:
                 self._refuse(i, axis)
@@ -98,8 +99,10 @@ class SimulatedArray:
             self._address = self.data.__array_interface__["data"][0]
         return self._address
 
-    def vector(self, index: int, n_bytes: int) -> np.ndarray:
+    def vector(self, index: int, n_bytes: int, *, is_store: bool = False) -> np.ndarray:
         """Return the `n_bytes` at element `index` of this one-dimensional array as an array of its dtype.
+
+        `is_store` tells a trace that they are about to be overwritten.
 
         Raises:
             OutOfBoundsError: the access passes an end of the array.

@@ -11,6 +11,7 @@ from kernels.attention import LADDER, attention_backward, attention_forward, att
 
 DTYPES = ["float32", "bfloat16"]
 SHAPES = [(1, 1, 1, 1), (2, 5, 2, 3), (1, 35, 1, 40)]  # B, T, H, D
+SEVERAL_TILES = (1, 35, 1, 5)
 STEPS = [pytest.param(step, id=step.__name__.rpartition(".")[2]) for step in LADDER]
 
 
@@ -24,15 +25,17 @@ def check(result, expected, plain, dtype) -> None:
     assert host.max_error(result, expected) <= host.error_bound(plain, expected, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("step", STEPS)
-def test_forward_and_backward(step, shape, dtype, run_every_way):
+def run_once(prepared, *outputs) -> list[np.ndarray]:
+    prepared()
+    return [host.values(array) for array in outputs]
+
+
+def check_both_directions(step, shape, dtype, execute) -> None:
     B, T, H, D = shape
     qkv, grad_out = random_case(shape, dtype)
     out, logsumexp = host.to_device(np.zeros((B, T, H * D)), dtype), host.to_device(np.zeros((B, H, T)), "float32")
     scratch, d_qkv = host.to_device(np.zeros(attention_scratch_size(B, T, H)), "float32"), host.to_device(qkv, dtype)
-    results = run_every_way(step.attention_forward.prepare(out, logsumexp, scratch, d_qkv), out, logsumexp)
+    results = execute(step.attention_forward.prepare(out, logsumexp, scratch, d_qkv), out, logsumexp)
     expected = reference.attention_forward(qkv, H)
     plain = reference.attention_forward(qkv.astype(np.float32), H)
     for result, wanted, yardstick, kind in zip(results, expected, plain, (dtype, "float32"), strict=True):
@@ -40,10 +43,27 @@ def test_forward_and_backward(step, shape, dtype, run_every_way):
 
     grad_qkv = host.to_device(np.zeros_like(qkv), dtype)
     arguments = grad_qkv, scratch, host.to_device(grad_out, dtype), out, d_qkv, logsumexp
-    (result,) = run_every_way(step.attention_backward.prepare(*arguments), grad_qkv)
+    (result,) = execute(step.attention_backward.prepare(*arguments), grad_qkv)
     wanted = reference.attention_backward(grad_out, qkv, H)
     yardstick = reference.attention_backward(grad_out.astype(np.float32), qkv.astype(np.float32), H)
     check(result, wanted, yardstick, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("step", STEPS)
+def test_forward_and_backward(step, shape, dtype):
+    check_both_directions(step, shape, dtype, run_once)
+
+
+@pytest.mark.parametrize("step", STEPS[:2])
+def test_same_bits_every_way(step, run_every_way):
+    check_both_directions(step, (1, 5, 2, 3), "bfloat16", run_every_way)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16"), pytest.param("float32", marks=pytest.mark.slow)])
+def test_flash_has_the_same_bits_every_way(dtype, run_every_way):
+    check_both_directions(LADDER[2], SEVERAL_TILES if dtype == "float32" else (1, 2, 1, 3), dtype, run_every_way)
 
 
 def test_the_future_is_not_seen():
