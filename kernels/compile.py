@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kernels import SIMULATED
@@ -63,17 +63,35 @@ def sources_of(module: str, seen: dict[str, str] | None = None) -> dict[str, str
     return seen
 
 
+def to_ptx(function: Callable, signature: str, architecture: str, **options: object) -> str:
+    """Return the PTX of one kernel; no GPU is needed, but the real Numba CUDA is.
+
+    Args:
+        function: The Python function of the kernel.
+        signature: In Numba's notation, without `real`.
+        architecture: A key of `ARCHITECTURES`.
+        **options: Options of `cuda.jit` that change the code.
+    """
+    import numba.cuda.dispatcher
+
+    class _NoDevice:
+        compute_capability = (8, 0)
+
+    # device functions ask for the current device only to choose a default that `cuda.compile` is given anyway
+    numba.cuda.dispatcher.get_current_device = _NoDevice
+    cc = ARCHITECTURES[architecture]
+    ptx, _ = numba.cuda.compile(function, signature, cc=cc, device=False, abi="numba", output="ptx", **options)
+    return ptx
+
+
 def assemble(entry, signature: str, architecture: str, ptxas: str) -> dict[str, int | bool]:
     """Compile one kernel for one signature and architecture and return its row.
 
     Raises:
         RuntimeError: ptxas refuses the code.
     """
-    from numba import cuda
-
     options = {k: v for k, v in entry.options.items() if k in ("launch_bounds", "fastmath", "max_registers")}
-    cc = ARCHITECTURES[architecture]
-    ptx, _ = cuda.compile(entry.function, signature, cc=cc, device=False, abi="numba", output="ptx", **options)
+    ptx = to_ptx(entry.function, signature, architecture, **options)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx, encoding="utf-8")
@@ -87,15 +105,8 @@ def assemble(entry, signature: str, architecture: str, ptxas: str) -> dict[str, 
 
 def compile_all(ptxas: str, cache: Path) -> dict:
     """Return the table: the toolchain, and the rows by kernel, variant and architecture."""
-    import numba.cuda.dispatcher
-
     from kernels.registry import all_kernels
 
-    class _NoDevice:
-        compute_capability = (8, 0)
-
-    # device functions ask for the current device only to choose a default that `cuda.compile` is given anyway
-    numba.cuda.dispatcher.get_current_device = _NoDevice
     tools = toolchain(ptxas)
     cache.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict] = {}

@@ -1,0 +1,1 @@
+"""Kernels that only the book shows: first steps, and mistakes. No training step uses them."""
