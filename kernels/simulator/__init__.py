@@ -21,9 +21,10 @@ What it reports, with the kernel's name and source line, the thread and the bloc
 - `DivergenceError`: threads that wait at different barriers or warp operations, with each waiting group; a lane
   missing from its own mask;
 - `SimulatorError`: a shuffle from a lane that takes no part; `LaunchError`: a launch no GPU accepts.
-Shared and local memory start as NaN, so that reading before writing shows. `cp.async` copies only when waited for,
-so that a missing wait shows. `reversed_order()` runs threads backwards: a test that compares both orders finds most
-missing barriers. `tracing()` records each access to the arrays, and `warp_steps` shows them as a warp makes them.
+Shared and local memory start as NaN, so that reading before writing shows. `cp.async` copies only when waited for, so
+that a missing wait shows. `reversed_order()` runs threads backwards, and copies at once: a test that compares both
+orders finds most missing barriers. `tracing()` records each access to the arrays, and `warp_steps` shows them as a warp
+makes them.
 
 What it does not check: races that give the same result in both orders, bank conflicts, coalescing, caches, speed,
 the rounding order of tensor cores, registers. Numbers are NumPy's: `float32 * 0.5` stays float32 here but is float64 on

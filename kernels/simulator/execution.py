@@ -118,13 +118,21 @@ def current_thread() -> SimulatedThread:
 
 @contextlib.contextmanager
 def reversed_order() -> Iterator[None]:
-    """Run blocks, warps and lanes backwards within this context, to expose missing barriers."""
+    """Run blocks, warps and lanes backwards within this context, to expose missing barriers.
+
+    An asynchronous copy is then made when it is started, the earliest moment, and not when it is waited for, the last.
+    """
     global _reversed
     before, _reversed = _reversed, True
     try:
         yield
     finally:
         _reversed = before
+
+
+def order_is_reversed() -> bool:
+    """Tell whether a kernel runs backwards; asynchronous copies then happen at once instead of as late as possible."""
+    return _reversed
 
 
 def in_order(items: list) -> list:

@@ -12,7 +12,7 @@ import struct
 import numpy as np
 
 from kernels.simulator.api import warp_collective
-from kernels.simulator.execution import FULL_MASK, Values, current_thread
+from kernels.simulator.execution import FULL_MASK, Values, current_thread, order_is_reversed
 from kernels.simulator.memory import SimulatedArray
 
 _LANES = np.arange(32)
@@ -110,7 +110,10 @@ def cp_async_16(address: int, source: SimulatedArray, index: int, n_bytes: int) 
         destination[:] = 0
         destination[:n_bytes] = read.view(np.uint8)[:n_bytes]
 
-    thread.copies[-1].append(copy)
+    if order_is_reversed():
+        copy()
+    else:
+        thread.copies[-1].append(copy)
 
 
 def cp_async_commit() -> None:
