@@ -120,7 +120,7 @@ def run_steps(run: Run, stop: StopRequest) -> TrainResult:
 
 
 def train_step(run: Run, step: int, batches: BatchStream) -> StepOutcome:
-    """Accumulate the gradients of a total batch, and update the weights unless the step is bad or an outlier."""
+    """Take one optimizer step; a bad step or an outlier leaves the weights alone."""
     settings, engine = run.settings, run.engine
     for _ in range(run.n_micro_steps):
         engine.accumulate(*batches.current, run.n_micro_steps)
@@ -134,9 +134,9 @@ def train_step(run: Run, step: int, batches: BatchStream) -> StepOutcome:
         n_steps=run.n_steps,
         final_fraction=settings.final_lr_fraction,
     )
-    outcome = StepOutcome(
-        loss, grad_norm, run.loss_outliers.update(loss), run.grad_outliers.update(grad_norm), learning_rate
-    )
+    loss_z = run.loss_outliers.update(loss)
+    grad_norm_z = run.grad_outliers.update(grad_norm)
+    outcome = StepOutcome(loss, grad_norm, loss_z, grad_norm_z, learning_rate)
     reason = reason_to_skip(run, outcome)
     if reason:
         run.say(f"skipping update due to {reason}")
