@@ -28,7 +28,13 @@ LINE_WIDTH = 88
 
 
 def show_steps(
-    kernel: Any, grid: int, block: int, *arguments: Any, warp: int = 0, lanes: Sequence[int] = (0, 1, 2, 31)
+    kernel: Any,
+    grid: int,
+    block: int,
+    *arguments: Any,
+    warp: int = 0,
+    lanes: Sequence[int] = (0, 1, 2, 31),
+    n_steps: int | None = None,
 ) -> Table:
     """Run a kernel of the package in the simulator and return what one warp of block 0 touches, a row a step.
 
@@ -39,10 +45,11 @@ def show_steps(
         *arguments: NumPy arrays and numbers; the arrays stay as they are.
         warp: which warp of the block.
         lanes: which of its lanes to show.
+        n_steps: how many steps to show, from the first; None shows all.
     """
     steps: list[WarpStep] = _elsewhere(_steps, True, _name(kernel), grid, block, arguments, warp)
     rows = []
-    for number, step in enumerate(steps, start=1):
+    for number, step in enumerate(steps[:n_steps], start=1):
         cells = [_elements(step, lane) for lane in lanes]
         rows.append([str(number), "store" if step.is_store else "load", *cells, f"{step.n_bytes}", f"{step.n_sectors}"])
     return Table(["step", "", *(f"lane {lane}" for lane in lanes), "bytes used", "sectors"], rows)

@@ -45,6 +45,8 @@ def _choose_simulator() -> bool:
     return simulated
 
 
+os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")  # small grids are meant here; Numba reads it once, too
+
 SIMULATED: bool = _choose_simulator()
 
 if SIMULATED:

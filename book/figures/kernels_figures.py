@@ -44,13 +44,13 @@ def gpu_figure() -> str:
     """Draw the memories of a GPU, the near and small ones above the far and large one."""
     shapes = []
     for column, name in enumerate(("SM 0", "SM 1", "SM 131")):
-        x = 16 + column * 184 + (8 if column == 2 else 0)
+        x = (16, 190, 384)[column]
         shapes += [frame(x, 14, 160, 132), text_at(x + 80, 34, name, "middle", INK, 14)]
         shapes += [named_box(x + 10, 44, 140, "threads", LIT, 13)]
         shapes += [named_box(x + 10, 78, 140, "registers 256 KiB", PALE, 13)]
         shapes += [named_box(x + 10, 110, 140, "shared 228 KiB", GREEN, 13)]
         shapes += [f'<path d="M{x + 80} 146 V164" stroke="{LINE}" stroke-width="2"/>']
-    shapes.append(text_at(371, 84, "…", "middle", QUIET, 20))
+    shapes.append(text_at(367, 84, "…", "middle", QUIET, 20))
     shapes.append(named_box(16, 164, WIDTH - 32, "L2 cache, 50 MB, shared by all", YELLOW))
     shapes.append(f'<path d="M280 194 V212" stroke="{LINE}" stroke-width="2"/>')
     shapes.append(text_at(292, 208, "about 3,000 GB/s", "start", QUIET, 13))
@@ -96,12 +96,12 @@ def coalescing_figure() -> str:
     cell, left = 16.0, 16.0
     shapes = []
     panels = (
-        ("lanes read neighbours", first_load(copy_strided_kernel), range(4)),
-        ("each lane walks through its own run of 32", first_load(copy_runs_kernel, 32), range(0, 16, 4)),
+        ("neighbours", first_load(copy_strided_kernel), range(4)),
+        ("a run of 32 elements for each lane", first_load(copy_runs_kernel, 32), range(0, 16, 4)),
     )
     for row, (name, step, sectors) in enumerate(panels):
         y = 20 + row * 112
-        summary = f"{name}: {step.n_bytes} bytes used, {step.n_sectors} sectors of 32 bytes moved"
+        summary = f"{name}: {step.n_bytes} bytes used, {step.n_sectors} sectors moved"
         shapes.append(text_at(left, y + 8, summary, "start", INK, 13))
         lane_of = {first // step.itemsize: lane for lane, (first, _) in step.lanes.items()}
         for place, sector in enumerate(sectors):
@@ -113,10 +113,8 @@ def coalescing_figure() -> str:
                 shape = box(x0 + j * cell, y + 20, cell, label, colours).replace('font-size="15"', 'font-size="9"')
                 shapes.append(shape)
             shapes.append(text_at(x0 + 4 * cell, y + 66, f"sector {sector}", "middle", QUIET, 12))
-    note = (
-        "dark: asked for, by the lane with this number; red: moved for nothing; of the second load 4 sectors are shown"
-    )
-    shapes.append(text_at(left, 224, note, "start", QUIET, 10.5))
+    note = "blue: asked for by the lane of this number; red: moved for nothing; below, 4 of the 32 sectors"
+    shapes.append(text_at(left, 224, note, "start", QUIET, 11))
     return drawing(236, "A load of neighbours moves 4 full sectors, a load with a run for each lane 32 sectors", shapes)
 
 
@@ -168,9 +166,9 @@ def places_figure() -> str:
     """Draw the three places where one source runs."""
     shapes = [named_box(16, 82, 120, "kernel source", LIT)]
     places = (
-        (16, "GPU", "compiled when launched; fast", PALE),
-        (82, "simulator", "Python, one thread after another; checks every access", GREEN),
-        (148, "PTX", "compiled without a GPU; registers and spills counted", YELLOW),
+        (16, "GPU", "compiled when it is launched", PALE),
+        (82, "simulator", "in Python, each access checked", GREEN),
+        (148, "PTX", "compiled without a GPU, registers counted", YELLOW),
     )
     for y, name, what, colours in places:
         middle = y + BOX / 2
