@@ -79,7 +79,7 @@ KING_JAMES_512 = TextSource(
 )
 
 WEB_PROMPTS = ("", "Once upon a time", "The meaning of life is", "A GPU differs from a CPU in")
-BIBLE_PROMPTS = ("", "In the beginning", "And the king said unto", "Blessed are they that")
+BIBLE_PROMPTS = ("", "And it came to pass", "Jesus said unto them", "The LORD is my")
 
 # The four GPT-2 recipes are those of llm.c's scripts/run_gpt2_*.sh; --order-ranks and --order-batch give their data
 # order on any number of GPUs. The larger ones keep only the newest checkpoints, which llm.c's scripts do not.

@@ -85,7 +85,9 @@ def small_loss_plot(
         for row, bits in zip(baselines, levels, strict=True):
             axes.axhline(bits, color=PUBLISHED, lw=1.2, ls=(0, (5, 2)))
             axes.text(right, bits + 0.02, f"{row['name']} {bits:.2f}", ha="right", va="bottom", fontsize=10)
-        lowest = min([min(history.validation_loss.values()) * bits_per_nat, *levels])
+        last_losses = list(history.train_loss.values())[-len(history.train_loss) // 10 :]
+        reached = [min(history.validation_loss.values()), *([float(np.mean(last_losses))] if last_losses else [])]
+        lowest = min([min(reached) * bits_per_nat, *levels])
         highest = max(levels, default=lowest + 2)
         axes.set(xlabel="training tokens, millions", ylabel="loss, bits a byte")
         axes.set_ylim(lowest - 0.15, highest + 0.5)

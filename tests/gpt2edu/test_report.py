@@ -132,7 +132,8 @@ def test_published_curve_falls():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.42, "0.4 s"), (89, "89 s"), (270, "4 min"), (5400, "1 h 30 min"), (90_000, "25 h 00 min")]
+    ("seconds", "words"),
+    [(0.42, "0.4 s"), (89, "89 s"), (270, "4 min 30 s"), (5400, "1 h 30 min"), (90_000, "25 h 00 min")],
 )
 def test_duration(seconds, words):
     assert report.duration(seconds) == words
