@@ -33,7 +33,7 @@ def show_steps(
     block: int,
     *arguments: Any,
     warp: int = 0,
-    lanes: Sequence[int] = (0, 1, 2, 31),
+    lanes: Sequence[int] = (0, 1, 31),
     n_steps: int | None = None,
 ) -> Table:
     """Run a kernel of the package in the simulator and return what one warp of block 0 touches, a row a step.
@@ -50,9 +50,9 @@ def show_steps(
     steps: list[WarpStep] = _elsewhere(_steps, True, _name(kernel), grid, block, arguments, warp)
     rows = []
     for number, step in enumerate(steps[:n_steps], start=1):
-        cells = [_elements(step, lane) for lane in lanes]
-        rows.append([str(number), "store" if step.is_store else "load", *cells, f"{step.n_bytes}", f"{step.n_sectors}"])
-    return Table(["step", "", *(f"lane {lane}" for lane in lanes), "bytes used", "sectors"], rows)
+        name = f"{number} {'store' if step.is_store else 'load'}"
+        rows.append([name, f"{step.n_bytes}", f"{step.n_sectors}", *(_elements(step, lane) for lane in lanes)])
+    return Table(["step", "bytes used", "sectors", *(f"lane {lane}" for lane in lanes)], rows)
 
 
 def _elements(step: WarpStep, lane: int) -> str:

@@ -28,7 +28,7 @@ def add_unguarded_kernel(out_N, inp_N, added_N):
 
 @cuda.jit
 def copy_runs_kernel(out_N, inp_N, run):
-    """A thread owns a run of neighbouring elements, as a loop on a processor would. Right, but slow."""
+    """A thread owns a run of neighbouring elements. Right, but slow."""
     start = cuda.grid(1) * run
     for j in range(run):
         if start + j < out_N.size:
@@ -37,7 +37,7 @@ def copy_runs_kernel(out_N, inp_N, run):
 
 @cuda.jit
 def copy_strided_kernel(out_N, inp_N):
-    """A thread owns every n-th element, n being the number of threads in the grid."""
+    """A thread owns every n-th element, of n threads in all."""
     i = cuda.grid(1)
     while i < out_N.size:
         out_N[i] = inp_N[i]
@@ -46,12 +46,12 @@ def copy_strided_kernel(out_N, inp_N):
 
 @cuda.jit
 def reverse_kernel(out_N, inp_N):
-    """A block owns 64 elements and writes them in reverse order, by way of its shared memory."""
+    """A block owns 64 elements and writes them in reverse order."""
     tile_b = cuda.shared.array(BLOCK, float32)
     t = cuda.threadIdx.x
     i = cuda.grid(1)
     tile_b[t] = inp_N[i]
-    cuda.syncthreads()  # every element is in the tile before any is taken out
+    cuda.syncthreads()  # all are in before any is taken out
     out_N[i] = tile_b[BLOCK - 1 - t]
 
 
@@ -67,7 +67,7 @@ def reverse_without_barrier_kernel(out_N, inp_N):
 
 @cuda.jit
 def reverse_diverging_kernel(out_N, inp_N):
-    """The same. Wrong: half of the block waits at one barrier, and half at another."""
+    """The same. Wrong: half of the block waits at another barrier."""
     tile_b = cuda.shared.array(BLOCK, float32)
     t = cuda.threadIdx.x
     i = cuda.grid(1)

@@ -21,11 +21,11 @@ def process(request, monkeypatch):
 
 def test_steps(process):
     table = show_kernels.show_steps(lessons.add_kernel, 1, 32, OUT, INP, ADDED, lanes=(0, 9, 10))
-    assert table.header == ["step", "", "lane 0", "lane 9", "lane 10", "bytes used", "sectors"]
+    assert table.header == ["step", "bytes used", "sectors", "lane 0", "lane 9", "lane 10"]
     assert table.rows == [
-        ["1", "load", "`inp_N[0]`", "`inp_N[9]`", "–", "40", "2"],
-        ["2", "load", "`added_N[0]`", "`added_N[9]`", "–", "40", "2"],
-        ["3", "store", "`out_N[0]`", "`out_N[9]`", "–", "40", "2"],
+        ["1 load", "40", "2", "`inp_N[0]`", "`inp_N[9]`", "–"],
+        ["2 load", "40", "2", "`added_N[0]`", "`added_N[9]`", "–"],
+        ["3 store", "40", "2", "`out_N[0]`", "`out_N[9]`", "–"],
     ]
     assert np.isnan(OUT).all()  # the arrays of the caller stay as they are
 
@@ -33,7 +33,7 @@ def test_steps(process):
 def test_steps_of_vectors(process):
     x = np.zeros(512, np.uint16)
     table = show_kernels.show_steps(cast_kernel, 1, 32, x, x, 32, lanes=(1,))
-    assert table.rows[0] == ["1", "load", "`inp_N[8:16]`", "512", "16"]
+    assert table.rows[0] == ["1 load", "512", "16", "`inp_N[8:16]`"]
 
 
 def test_fault(process, capsys):
