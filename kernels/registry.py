@@ -38,18 +38,19 @@ def _variants(signatures: tuple[str, ...]) -> dict[str, str]:
     return variants
 
 
-def kernel(*signatures: str, **options: object) -> Callable[[Callable], Callable]:
+def kernel(*signatures: str, name: str | None = None, **options: object) -> Callable[[Callable], Callable]:
     """Decorate a kernel: compile it with `cuda.jit(**options)` when it is launched, and list it.
 
     Args:
         *signatures: In Numba's notation, for example `"void(real[:, ::1], float32[::1], int64)"`, where `real` stands
             for float32 and for bfloat16 (held as uint16).
+        name: Its name in the list when one source makes several kernels; by default that of the function.
         **options: For `cuda.jit`; `launch_bounds` is the greatest number of threads a block.
     """
 
     def decorate(function: Callable) -> Callable:
-        name = f"{function.__module__.removeprefix('kernels.')}.{function.__name__}"
-        _entries[name] = KernelEntry(name, function, _variants(signatures), options)
+        listed = f"{function.__module__.removeprefix('kernels.')}.{name or function.__name__}"
+        _entries[listed] = KernelEntry(listed, function, _variants(signatures), options)
         return cuda.jit(**options)(function)
 
     return decorate

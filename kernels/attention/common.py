@@ -8,6 +8,7 @@ C + h * D and 2 * C + h * D, where C = H * D.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,25 +41,28 @@ def dot_device(x_row, x_first, y_row, y_first, D):
 
 
 def attention_scratch_size(B: int, T: int, H: int) -> int:
-    """Return the float32 elements that any step needs in `scratch_S`: two T x T matrices a head in step 1."""
-    return 2 * B * H * T * T
+    """Return the float32 elements that a step needs in `scratch_S`: one a query; step 1 has its own."""
+    return B * H * T
 
 
-def _check_sizes(sizes: SimpleNamespace) -> None:
-    B, T, H = sizes.B, sizes.T, sizes.H
+def _check_sizes(sizes: SimpleNamespace, scratch_size: Callable[[int, int, int], int]) -> None:
+    H = sizes.H
     if sizes.C % H or sizes.E != 3 * sizes.C:
         raise ValueError(f"{sizes.C} channels and a qkv of {sizes.E} do not belong to {H} heads")
-    if hasattr(sizes, "S") and sizes.S < attention_scratch_size(B, T, H):
-        raise ValueError(f"scratch_S has {sizes.S} elements; {attention_scratch_size(B, T, H)} are needed")
+    needed = scratch_size(sizes.B, sizes.T, H)
+    if sizes.S < needed:
+        raise ValueError(f"scratch_S has {sizes.S} elements; {needed} are needed")
 
 
-def take_forward(out_BTC, logsumexp_BHT, scratch_S, qkv_BTE) -> tuple[SimpleNamespace, SimpleNamespace]:
+def take_forward(
+    out_BTC, logsumexp_BHT, scratch_S, qkv_BTE, scratch_size=attention_scratch_size
+) -> tuple[SimpleNamespace, SimpleNamespace]:
     """Take the arrays of a forward pass: `out_NC`, `logsumexp_I` (flat), `scratch_S`, `qkv_NE`, and their sizes."""
     arrays, sizes = take(
         real={"out_BTC": out_BTC, "qkv_BTE": qkv_BTE},
         float32={"logsumexp_BHT": logsumexp_BHT, "scratch_S": scratch_S},
     )
-    _check_sizes(sizes)
+    _check_sizes(sizes, scratch_size)
     N, items = sizes.B * sizes.T, sizes.B * sizes.H * sizes.T
     flat = SimpleNamespace(
         out_NC=arrays.out_BTC.reshape(N, sizes.C),
@@ -70,14 +74,14 @@ def take_forward(out_BTC, logsumexp_BHT, scratch_S, qkv_BTE) -> tuple[SimpleName
 
 
 def take_backward(
-    grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, logsumexp_BHT
+    grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, logsumexp_BHT, scratch_size=attention_scratch_size
 ) -> tuple[SimpleNamespace, SimpleNamespace]:
     """Take the arrays of a backward pass in the same way."""
     arrays, sizes = take(
         real={"grad_qkv_BTE": grad_qkv_BTE, "grad_out_BTC": grad_out_BTC, "out_BTC": out_BTC, "qkv_BTE": qkv_BTE},
         float32={"logsumexp_BHT": logsumexp_BHT, "scratch_S": scratch_S},
     )
-    _check_sizes(sizes)
+    _check_sizes(sizes, scratch_size)
     N, items = sizes.B * sizes.T, sizes.B * sizes.H * sizes.T
     flat = SimpleNamespace(
         grad_qkv_NE=arrays.grad_qkv_BTE.reshape(N, sizes.E),

@@ -135,6 +135,11 @@ def grad_qkv_kernel(grad_qkv_NE, scratch_S, grad_out_NC, qkv_NE, T, H):
         index += cuda.gridsize(1)
 
 
+def attention_scratch_size(B: int, T: int, H: int) -> int:
+    """Return the float32 elements that this step needs in `scratch_S`: two T x T matrices a head."""
+    return 2 * B * H * T * T
+
+
 @launcher
 def attention_forward(out_BTC, logsumexp_BHT, scratch_S, qkv_BTE, stream=0):
     """Attend causally: of each query the mean of the values up to its time, weighted by the softmax of its scores.
@@ -148,7 +153,7 @@ def attention_forward(out_BTC, logsumexp_BHT, scratch_S, qkv_BTE, stream=0):
     Source   Vaswani et al. 2017, eq. 1 (arXiv:1706.03762); compare llm.c llmc/attention.cuh @ f1e2ace.
     Book     Chapter 07, step 1.
     """
-    a, sizes = take_forward(out_BTC, logsumexp_BHT, scratch_S, qkv_BTE)
+    a, sizes = take_forward(out_BTC, logsumexp_BHT, scratch_S, qkv_BTE, attention_scratch_size)
     T, H = sizes.T, sizes.H
     items, pairs = a.logsumexp_I.size, a.logsumexp_I.size * T
     scale = inverse_root(sizes.C // H)
@@ -173,7 +178,9 @@ def attention_backward(grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, 
     Source   Vaswani et al. 2017, eq. 1, differentiated; compare llm.c llmc/attention.cuh @ f1e2ace.
     Book     Chapter 07, step 1.
     """
-    a, sizes = take_backward(grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, logsumexp_BHT)
+    a, sizes = take_backward(
+        grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, logsumexp_BHT, attention_scratch_size
+    )
     T, H = sizes.T, sizes.H
     scale = inverse_root(sizes.C // H)
     pairs = (a.scratch_S, a.grad_out_NC, a.out_NC, a.qkv_NE, a.logsumexp_I, T, H, scale)

@@ -9,6 +9,7 @@ key, so nothing is added atomically. Letters: N = B*T rows, I = B*H*T items (a q
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 from numba import cuda, float32
 
@@ -21,6 +22,7 @@ from kernels.attention.common import (
     take_backward,
     take_forward,
 )
+from kernels.attention.common import attention_scratch_size as attention_scratch_size
 from kernels.elements import load, store
 from kernels.launch import WARP_SIZE, Launch, ceil_div, launcher
 from kernels.ptx import exp2
@@ -119,6 +121,12 @@ def inner_product_kernel(delta_I, grad_out_NC, out_NC, T, H):
         if lane == 0:
             delta_I[item] = delta
         item += cuda.gridsize(1) >> 5
+
+
+def inner_product_launch(a: SimpleNamespace, sizes: SimpleNamespace, stream: object) -> Launch:
+    """Prepare the launch of that kernel, whose result goes to the scratch memory, for what `take_backward` gave."""
+    grid = ceil_div(a.logsumexp_I.size * WARP_SIZE, BLOCK)
+    return Launch(inner_product_kernel, grid, BLOCK, (a.scratch_S, a.grad_out_NC, a.out_NC, sizes.T, sizes.H), stream)
 
 
 @kernel(
@@ -229,9 +237,8 @@ def attention_backward(grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, 
     grid = ceil_div(a.logsumexp_I.size * WARP_SIZE, BLOCK)
     tensors = (a.grad_qkv_NE, a.scratch_S, a.grad_out_NC, a.qkv_NE, a.logsumexp_I)
     arguments = (*tensors, sizes.T, sizes.H, inverse_root(D))
-    products = (a.scratch_S, a.grad_out_NC, a.out_NC, sizes.T, sizes.H)
     return [
-        Launch(inner_product_kernel, grid, BLOCK, products, stream),
+        inner_product_launch(a, sizes, stream),
         Launch(grad_query_kernel, grid, BLOCK, arguments, stream),
         Launch(grad_key_value_kernel, grid, BLOCK, arguments, stream),
     ]

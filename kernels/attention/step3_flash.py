@@ -14,7 +14,8 @@ from numba import cuda, float32
 
 from kernels.attention import step2_online_softmax
 from kernels.attention.common import LOG2_E, LOWEST, WORD, inverse_root, take_backward, take_forward
-from kernels.attention.step2_online_softmax import inner_product_kernel
+from kernels.attention.common import attention_scratch_size as attention_scratch_size
+from kernels.attention.step2_online_softmax import inner_product_launch
 from kernels.elements import load, store
 from kernels.launch import WARP_SIZE, Launch, ceil_div, launcher
 from kernels.ptx import exp2
@@ -273,11 +274,8 @@ def attention_backward(grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, 
     grid = sizes.B * sizes.H * ceil_div(sizes.T, TILE)
     tensors = (a.grad_qkv_NE, a.scratch_S, a.grad_out_NC, a.qkv_NE, a.logsumexp_I)
     arguments = (*tensors, sizes.T, sizes.H, inverse_root(D))
-    products = (a.scratch_S, a.grad_out_NC, a.out_NC, sizes.T, sizes.H)
-    warps = step2_online_softmax.BLOCK
-    items = ceil_div(a.logsumexp_I.size * WARP_SIZE, warps)
     return [
-        Launch(inner_product_kernel, items, warps, products, stream),
+        inner_product_launch(a, sizes, stream),
         Launch(grad_query_kernel, grid, BLOCK, arguments, stream),
         Launch(grad_key_value_kernel, grid, BLOCK, arguments, stream),
     ]
