@@ -325,6 +325,7 @@ def check_killed(tmp_path, n_kills, workers, seed):
     while True:
         # every second kill hits a given file operation, the others come at any moment
         by_call = kills < n_kills and kills % 2 == 0
+        started = time.monotonic()
         process = killing.start(folder, rng.randrange(1, 40) if by_call else 0)
         if kills < n_kills and not by_call:
             time.sleep(duration_s * rng.uniform(0.4, 1))
@@ -342,6 +343,7 @@ def check_killed(tmp_path, n_kills, workers, seed):
             assert folder_bytes(folder) == whole
             if kills == n_kills:
                 return
+            duration_s = min(duration_s, time.monotonic() - started)  # the next one is to be met alive
             folder, times = tmp_path / f"killed{kills}", {}
 
 
