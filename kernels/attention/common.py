@@ -33,11 +33,14 @@ def place_of_item(item, T, H):
 
 @cuda.jit(device=True)
 def dot_device(x_row, x_first, y_row, y_first, D):
-    """Multiply two vectors of D elements that begin somewhere in a row."""
-    total = float32(0)
-    for d in range(D):
-        total += load(x_row, x_first + d) * load(y_row, y_first + d)
-    return total
+    """Multiply two vectors of D elements that begin somewhere in a row, in two sums: a long one loses more digits."""
+    even, odd = float32(0), float32(0)
+    for d in range(0, D - 1, 2):
+        even += load(x_row, x_first + d) * load(y_row, y_first + d)
+        odd += load(x_row, x_first + d + 1) * load(y_row, y_first + d + 1)
+    if D & 1:
+        even += load(x_row, x_first + D - 1) * load(y_row, y_first + D - 1)
+    return even + odd
 
 
 def attention_scratch_size(B: int, T: int, H: int) -> int:

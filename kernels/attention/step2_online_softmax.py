@@ -30,6 +30,7 @@ from kernels.reduce import FULL_MASK, warp_max, warp_sum
 from kernels.registry import kernel
 
 BLOCK = 128
+BOUNDS = (BLOCK, 4)  # with fewer registers than four blocks a multiprocessor allow, it spills
 MAX_D = 4 * WARP_SIZE  # a lane keeps four elements of a vector, those at every 32nd place
 
 
@@ -62,7 +63,7 @@ def store_vector_device(row, column, sum_4, factor, D):
             store(row, column + d, sum_4[e] * factor)
 
 
-@kernel("void(real[:, ::1], float32[::1], real[:, ::1], int64, int64, float32)", launch_bounds=BLOCK)
+@kernel("void(real[:, ::1], float32[::1], real[:, ::1], int64, int64, float32)", launch_bounds=BOUNDS)
 def attention_forward_kernel(out_NC, logsumexp_I, qkv_NE, T, H, scale):
     """A warp owns queries; a lane one key of 32 at a time, and four elements of the output."""
     sum_4 = cuda.local.array(4, float32)
