@@ -2,7 +2,7 @@
 
 One kernel owns queries and walks over keys and values, the other owns keys and walks over queries and gradients of
 the output, so each sum is made by one warp, in one order. Gradients of scores are taken without the factor 1 / sqrt(D),
-which the sums get in the end. Flat arrays: E = 3*C elements a row of qkv.
+which the sums get in the end. Heads of 128 go to step 3. Flat arrays: E = 3*C elements a row of qkv.
 """
 
 from __future__ import annotations
