@@ -128,7 +128,7 @@ PRESETS = {
             "laptop",
             "a GPT-2 of 1.4M parameters for two processor cores",
             KING_JAMES,
-            "-e d4,h5,c160,t256,v1024 -t 256 -d 1024 -x 3200 -c 0.1 -l 0.003 -q 0.05 -u 100 -n 1600 -nk 1 -v 400 -s 0 "
+            "-e d4,h5,c160,t256,v1024 -t 256 -d 1024 -x 3000 -c 0.1 -l 0.003 -q 0.05 -u 100 -n 1500 -nk 1 -v 375 -s 0 "
             "--compile 0 --order-batch 1",
             4,
             BIBLE_PROMPTS,
