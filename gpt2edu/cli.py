@@ -144,7 +144,7 @@ FLAGS: dict[str, list[tuple[str, str | None, Callable[[str], Any], str]]] = {
         ("overfit_one_batch", "-a", switch, "train on one batch of the validation split, for debugging"),
     ],
     "numerics and memory": [
-        ("backend", None, str, "what does the arithmetic: torch"),
+        ("backend", None, str, "what does the arithmetic: torch, or numba, the hand-written kernels"),
         ("device", None, str, "cuda, cpu or mps; the best there is when left out"),
         (
             "dtype",
@@ -245,8 +245,8 @@ def check_settings(settings: TrainConfig) -> None:
     """
     if settings.zero_stage > 1:
         raise UsageError(f"-z {settings.zero_stage} does not exist here; use -z 1, which shards the optimizer's state")
-    if settings.backend not in (None, "torch"):
-        raise UsageError(f"--backend {settings.backend} does not exist; there is --backend torch")
+    if settings.backend not in (None, "torch", "numba"):
+        raise UsageError(f"--backend {settings.backend} does not exist; choose --backend torch or --backend numba")
     if settings.val_max_batches == 0:
         raise UsageError("-m 0 leaves nothing to validate on; give at least 1, or -1 for the whole split")
     if settings.output_dir is None and settings.resume:

@@ -103,7 +103,7 @@ def prepare_run(
     train_loader = _train_loader(settings, config, communicator)
     notes = compare_with_saved(settings, restored, train_loader) if restored else []
 
-    engine = TorchEngine(config, settings, communicator, device)
+    engine = make_engine(config, settings, communicator, device)
     engine.flat_parameters.copy_(flat_parameters)
     if restored:
         engine.load_state_arrays(restored.state_arrays)
@@ -137,6 +137,15 @@ def prepare_run(
     _open_output(run)
     say("\n".join([describe_run(run), *filter(None, [tokenizer_note, hellaswag_note, *notes])]))
     return run
+
+
+def make_engine(config: ModelConfig, settings: TrainConfig, communicator: Communicator, device: torch.device) -> Engine:
+    """Return the engine that `--backend` names; without it PyTorch's."""
+    if settings.backend == "numba":
+        from gpt2edu.engine import NumbaEngine  # here: who does not use Numba need not have it
+
+        return NumbaEngine(config, settings, communicator, device)
+    return TorchEngine(config, settings, communicator, device)
 
 
 def _train_loader(settings: TrainConfig, config: ModelConfig, communicator: Communicator) -> TrainLoader:

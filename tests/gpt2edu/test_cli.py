@@ -151,7 +151,7 @@ def test_another_start_than_mpi_ends_with_the_remedy(flags):
         ("-m 0", "-m 0"),
         ("-y 1", "-y 1 .*-o"),
         ("-y 1 -o a --overwrite", "--overwrite"),
-        ("--backend numba", "--backend torch"),
+        ("--backend jax", "--backend torch or --backend numba"),
         ("-h", "-h 1 .*--help"),
         ("-b", "-b"),
         ("--micro 4", "--micro"),

@@ -1,0 +1,314 @@
+"""The numba engine: forward, backward and update of one rank with hand-written kernels over flat buffers.
+
+PyTorch gives the memory and moves it; every number is computed by a function of `kernels`. A batch's launches are
+prepared once for its shape (`gpt2edu.passes`) and repeated. In bf16 the weights that the kernels read are a
+bfloat16 copy of the fp32 master weights (`flat_parameters`), rounded stochastically at every update.
+
+Shape suffix legend: B batch, T time, P padded vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpt2edu.activations import activation_buffers, arena_bytes, cut_arena
+from gpt2edu.config import ModelConfig, TrainConfig
+from gpt2edu.distributed import Communicator
+from gpt2edu.errors import Gpt2EduError, UsageError
+from gpt2edu.optimizer import BETAS, EPSILON
+from gpt2edu.parameters import n_parameters, parameter_layout, shards_of_rank
+from gpt2edu.passes import Passes
+from gpt2edu.state_file import ROUNDING_SEED
+from gpt2edu.torch_engine import DTYPES, MEMORY_MARGIN, choose_dtype
+from kernels import SIMULATED
+from kernels.adamw import adamw_update
+from kernels.encoder import places_by_token
+from kernels.global_norm import squared_norm, sum_scratch_size, total
+from kernels.launch import Prepared
+from kernels.memory import cast, zero
+
+MAX_SHAPES = 16  # whose launches are kept
+SAMPLE_STEP = 64  # a text that is sampled grows by one token; its launches are prepared for multiples of this
+
+
+def refuse(settings: TrainConfig, device: torch.device, dtype: str, world_size: int) -> None:
+    """Raise UsageError where this engine cannot run."""
+    if SIMULATED and device.type != "cpu":
+        raise UsageError(f"--backend numba: kernels are simulated here, on the CPU; use --device cpu, not {device}")
+    if not SIMULATED and device.type != "cuda":
+        raise UsageError(
+            f"--backend numba: kernels are compiled for the GPU here, not for {device}; use --device cuda, or simulate "
+            "a tiny model on the CPU with the environment variable NUMBA_ENABLE_CUDASIM=1"
+        )
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise UsageError(
+            f"--backend numba needs a GPU of compute capability 8.0 or more, not {torch.cuda.get_device_name(device)}; "
+            "use --backend torch"
+        )
+    if dtype == "fp16":
+        raise UsageError("--dtype fp16 is for --backend torch only; use --dtype bf16 or fp32")
+    if dtype == "bf16" and not settings.master_weights:
+        raise UsageError("-w 0: --backend numba always has fp32 master weights; leave out -w 0")
+    if settings.zero_stage and world_size > 1:
+        raise UsageError("-z 1: --backend numba does not shard the optimizer's state; use -z 0 or --backend torch")
+
+
+class NumbaEngine:
+    """Forward, backward and update of one rank; `gpt2edu.engine_protocol.Engine` documents the methods.
+
+    Args:
+        config: the model's shape; its weights are zero until `flat_parameters` is filled.
+        settings: of the run; `micro_batch` may still be None.
+        communicator: the ranks.
+        device: this rank's GPU, or the CPU in the simulator.
+
+    Raises:
+        UsageError: the settings or the device are not for this engine.
+        Gpt2EduError: weights, gradients and optimizer state do not fit the device's memory.
+    """
+
+    overflowed = False  # only fp16 does
+
+    def __init__(
+        self, config: ModelConfig, settings: TrainConfig, communicator: Communicator, device: torch.device
+    ) -> None:
+        self.config, self.settings, self.communicator, self.device = config, settings, communicator, device
+        self.dtype, reason = choose_dtype(settings.dtype, device)
+        refuse(settings, device, self.dtype, communicator.world_size)
+        where = "simulated on the CPU, slowly: for tiny models only" if SIMULATED else "compiled for this GPU"
+        self.notes = [f"precision: {reason}", f"backend: numba, kernels {where}"]
+        self._own_shards = list(shards_of_rank(config, communicator.rank, communicator.world_size))
+        try:
+            self._allocate(n_parameters(config))
+        except torch.OutOfMemoryError as problem:
+            raise Gpt2EduError(
+                f"-e {settings.model}: weights, gradients and optimizer state do not fit the memory of {device}; "
+                "use a smaller model"
+            ) from problem
+        tensors = parameter_layout(config)
+        self._weights = SimpleNamespace(**{t.name: t.view(self._read_parameters) for t in tensors})
+        self._weight_gradients = SimpleNamespace(**{t.name: t.view(self._gradients) for t in tensors})
+        self._bounds = torch.tensor([*(t.offset for t in tensors), n_parameters(config)], device=device)
+        self._start_step = zero.prepare(self._gradients)
+        self._global_norm = squared_norm.prepare(self._sums[1:], self._sum_scratch, self._gradients)
+        self._rounding_seed: int | None = None  # of the last update
+        self._rounded_version = -1
+        self._at_step_start = True
+        self.model = SampleModel(self)
+
+    def _allocate(self, n: int) -> None:
+        """Allocate what does not depend on the batch: 16 bytes a parameter, in bf16 2 more."""
+        self.flat_parameters = torch.zeros(n, device=self.device)
+        bf16 = self.dtype == "bf16"
+        self._read_parameters = (
+            torch.zeros(n, dtype=torch.bfloat16, device=self.device) if bf16 else self.flat_parameters
+        )
+        self._gradients, self._m, self._v = (torch.zeros(n, device=self.device) for _ in range(3))
+        self._sums = torch.zeros(2, device=self.device)  # the losses' and the squared gradients'
+        self._sum_scratch = torch.zeros(sum_scratch_size(n), device=self.device)
+        self._arena = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self._prepared: OrderedDict[tuple, tuple[SimpleNamespace, Prepared]] = OrderedDict()
+
+    # ------------------------------------------------------------------------------------------------
+    # batches
+
+    def _prepare(self, B: int, T: int, n_micro_steps: int | None) -> tuple[SimpleNamespace, Prepared]:
+        """Return the buffers and launches of a shape; without `n_micro_steps` those of an evaluation."""
+        shape = (B, T, n_micro_steps)
+        if shape in self._prepared:
+            self._prepared.move_to_end(shape)
+            return self._prepared[shape]
+        buffers = activation_buffers(self.config, B, T, DTYPES[self.dtype], self.settings.recompute)
+        if arena_bytes(buffers) > len(self._arena):
+            self._free_arena()  # before the larger one is there
+            self._arena = torch.empty(arena_bytes(buffers), dtype=torch.uint8, device=self.device)
+        activations = cut_arena(self._arena, buffers)
+        passes = Passes(self.config, self._weights, self._weight_gradients, activations, self.settings.recompute)
+        launches = passes.micro_step(1 / (B * T * n_micro_steps)) if n_micro_steps else passes.evaluation()
+        self._prepared[shape] = activations, launches
+        if len(self._prepared) > MAX_SHAPES:
+            self._prepared.popitem(last=False)
+        return activations, launches
+
+    def _free_arena(self) -> None:
+        """Give the activations' memory back, with the launches that use it."""
+        self._prepared.clear()
+        self._arena = self._arena.new_empty(0)
+
+    def _upload(self, target: Tensor, values: np.ndarray) -> None:
+        """Copy token ids or places to a buffer; the host does not wait."""
+        source = torch.from_numpy(np.ascontiguousarray(values, np.int32))
+        if self.device.type == "cuda":
+            source = source.pin_memory()
+        target.copy_(source, non_blocking=True)
+
+    def accumulate(self, inputs_BT: np.ndarray, targets_BT: np.ndarray, n_micro_steps: int) -> None:
+        """Add the gradients of a micro-batch; those of one step are of equal shape."""
+        self._round_weights()
+        activations, micro_step = self._prepare(*inputs_BT.shape, n_micro_steps)
+        if self._at_step_start:
+            self._start_step()
+            zero(activations.losses)
+            self._at_step_start = False
+        self._upload(activations.inputs, inputs_BT)
+        self._upload(activations.targets, targets_BT)
+        for target, values in zip((activations.places, activations.bounds), places_by_token(inputs_BT), strict=True):
+            self._upload(target, values)
+        micro_step()
+        self._step_losses, self._tokens_per_step = activations.losses, inputs_BT.size * n_micro_steps
+
+    def reduce(self) -> tuple[float, float]:
+        """Average over ranks; every rank has all gradients, and takes their norm in the same order."""
+        self._at_step_start = True
+        self.communicator.reduce_scatter_mean(self._gradients, self._own_shards)
+        self.communicator.all_gather(self._gradients, self._own_shards)
+        total(self._sums[:1], self._sum_scratch_of(self._step_losses), self._step_losses)
+        self._global_norm()
+        loss_sum, squared = self._sums.tolist()  # the only place of a step where the host waits
+        ranks = self.communicator.gather(loss_sum / self._tokens_per_step)
+        return sum(ranks) / len(ranks), math.sqrt(squared)
+
+    def _sum_scratch_of(self, values: Tensor) -> Tensor:
+        """Return scratch memory for the sum of `values`; the norm's is mostly large enough."""
+        size = sum_scratch_size(values.numel())
+        return self._sum_scratch if size <= len(self._sum_scratch) else self._sums.new_empty(size)
+
+    def losses(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Tensor:
+        """Return every token's loss."""
+        return self._evaluate(inputs_BT, targets_BT).losses.clone()
+
+    def logits(self, inputs_BT: np.ndarray) -> Tensor:
+        """Return the scores (B, T, P) of every next token; the columns from V on are padding."""
+        return self._evaluate(inputs_BT, np.zeros_like(inputs_BT)).logits.clone()
+
+    def _evaluate(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> SimpleNamespace:
+        self._round_weights()
+        activations, evaluation = self._prepare(*inputs_BT.shape, None)
+        self._upload(activations.inputs, inputs_BT)
+        self._upload(activations.targets, targets_BT)
+        evaluation()
+        return activations
+
+    # ------------------------------------------------------------------------------------------------
+    # weights and optimizer
+
+    def update(self, learning_rate: float, weight_decay: float, grad_scale: float, step: int) -> None:
+        """Take an AdamW step, one launch for all tensors; an element's rounding depends on its place and the step."""
+        self._rounding_seed = ROUNDING_SEED + step
+        self._adamw(self._m, self._v, learning_rate, weight_decay, grad_scale, step)
+
+    def _adamw(
+        self, m: Tensor, v: Tensor, learning_rate: float, weight_decay: float, grad_scale: float, step: int
+    ) -> None:
+        decayed = [t.decayed for t in parameter_layout(self.config)]
+        decay = torch.tensor([weight_decay * d for d in decayed], device=self.device, dtype=torch.float32)
+        adamw_update(
+            self._read_parameters if self.dtype == "bf16" else None,
+            self.flat_parameters,
+            m,
+            v,
+            self._gradients,
+            self._bounds,
+            decay,
+            learning_rate,
+            *BETAS,
+            EPSILON,
+            grad_scale,
+            step,
+            self._rounding_seed,
+        )
+
+    def _round_weights(self) -> None:
+        """Make the bfloat16 weights anew if the master weights were filled from outside: new, or from a checkpoint."""
+        if self.dtype != "bf16" or self._rounded_version == self.flat_parameters._version:
+            return  # kernels write without torch's count of versions; their rounding is done
+        if self._rounding_seed is None:
+            cast(self._read_parameters, self.flat_parameters)
+        else:  # as the last update rounded: a step of length 0, with moments of its own
+            zero(self._gradients)
+            moments = torch.zeros_like(self._m)
+            self._adamw(moments, moments.clone(), 0.0, 0.0, 1.0, 1)
+        self._rounded_version = self.flat_parameters._version
+
+    def state_arrays(self) -> dict[str, Tensor]:
+        """Return AdamW's m and v, and in bf16 the fp32 master weights."""
+        master = {"master": self.flat_parameters} if self.dtype == "bf16" else {}
+        return {"m": self._m, "v": self._v, **master}
+
+    def load_state_arrays(self, arrays: dict[str, Any]) -> None:
+        """Copy what is there of m, v and master weights (NumPy arrays or tensors of the same size)."""
+        for name, own in self.state_arrays().items():
+            if name in arrays:  # a run in fp32 saved no master weights: its weights are
+                own.copy_(torch.as_tensor(arrays[name]))
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return the seed that the last update rounded with, None before the first or in fp32."""
+        return {"rounding_seed": self._rounding_seed if self.dtype == "bf16" else None}
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Restore the seed, so that the bfloat16 weights are rounded again as they were."""
+        self._rounding_seed = extra.get("rounding_seed")
+        self._rounded_version = -1
+
+    # ------------------------------------------------------------------------------------------------
+    # memory
+
+    def _activation_bytes(self, n_rows: int) -> int:
+        shape = n_rows, self.settings.seq_len
+        return arena_bytes(activation_buffers(self.config, *shape, DTYPES[self.dtype], self.settings.recompute))
+
+    def _free_bytes(self) -> int:
+        """Return the device's memory that is free beside weights, gradients and optimizer state."""
+        allocated = torch.cuda.memory_allocated(self.device)
+        unused = torch.cuda.memory_reserved(self.device) - allocated + len(self._arena)
+        return torch.cuda.mem_get_info(self.device)[0] + unused
+
+    def memory_notes(self) -> list[str]:
+        """Return how much memory is used, and how much a sequence takes."""
+        if self.device.type != "cuda":
+            return []
+        free, whole = torch.cuda.mem_get_info(self.device)
+        per_sequence = self._activation_bytes(2) - self._activation_bytes(1)
+        return [
+            f"device memory usage: {(whole - free) >> 20} MiB / {whole >> 20} MiB",
+            f"memory per sequence: {per_sequence >> 20} MiB",
+            f" -> estimated maximum batch size: {self._free_bytes() // per_sequence}",
+        ]
+
+    def largest_micro_batch(self, candidates: list[int]) -> int:
+        """Return the largest of the ascending `candidates` that fits, 0 if none; on a CPU the largest up to 16."""
+        if self.device.type != "cuda":
+            return max((rows for rows in candidates if rows <= 16), default=candidates[0])
+        return max((rows for rows in candidates if self.fits(rows)), default=0)
+
+    def fits(self, n_rows: int) -> bool:
+        """Compare the activations' bytes with the free memory; False where there is no memory to measure."""
+        return self.device.type == "cuda" and self._activation_bytes(n_rows) <= MEMORY_MARGIN * self._free_bytes()
+
+
+class SampleModel:
+    """What `sample.generate` needs of a model, computed by the engine; it has no cache of keys and values."""
+
+    def __init__(self, engine: NumbaEngine) -> None:
+        self._engine = engine
+        self.config, self.flat_parameters = engine.config, engine.flat_parameters
+
+    def new_cache(self) -> list:
+        """Return no cache: every step computes the whole text."""
+        return []
+
+    def __call__(self, tokens_BT: Tensor, _cache: list | None = None) -> Tensor:
+        """Return the logits (B, T, P)."""
+        B, T = tokens_BT.shape
+        width = min(-(-T // SAMPLE_STEP) * SAMPLE_STEP, self.config.max_seq_len)
+        inputs = np.zeros((B, width), np.int32)
+        inputs[:, :T] = tokens_BT.cpu()  # what comes after a token does not change its logits
+        with torch.inference_mode(False):  # buffers that are made here serve training, too
+            return self._engine.logits(inputs).cpu()[:, :T]  # choosing a token is the host's work
