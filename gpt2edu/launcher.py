@@ -25,8 +25,6 @@ VARIABLES = (
 )
 RANK_ZERO_SPEAKS_S = 3.0  # by then rank 0 has said what it found, on a busy machine too, and has ended the others
 FORWARDING_S = 0.5  # the launcher drops the output that it has not passed on when a job is aborted
-    0.5  # the launcher passes output on in its own time, and drops what it has not read when a job is aborted
-)
 
 
 def launched_world(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
