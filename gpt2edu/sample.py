@@ -59,10 +59,12 @@ def generate(
     context = model.config.max_seq_len
     if not prompt_ids:
         raise UsageError("the prompt is empty; start from <|endoftext|> for a text from nothing")
-    if n_tokens < 1 or len(prompt_ids) + n_tokens > context:
+    room = context - len(prompt_ids)
+    if not 1 <= n_tokens <= room:
+        remedy = f"a --length from 1 to {room:,} or a shorter --prompt" if room > 0 else "a shorter --prompt"
         raise UsageError(
             f"a prompt of {len(prompt_ids):,} tokens and --length {n_tokens:,} do not fit the model's context of "
-            f"{context:,} tokens; give a --length from 1 to {max(context - len(prompt_ids), 0):,} or a shorter --prompt"
+            f"{context:,} tokens; give {remedy}"
         )
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise UsageError("--temperature and --top-k cannot be negative, and --top-p lies above 0 and at most at 1")

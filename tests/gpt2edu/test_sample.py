@@ -94,7 +94,7 @@ def test_filters_keep_the_likeliest_and_their_odds(options, expected):
     ("options", "words"),
     [
         ({"n": 21}, "a prompt of 4 tokens and --length 21 do not fit the model's context of 24 tokens"),
-        ({"n": 1, "prompt": list(range(24))}, "give a --length from 1 to 0 or a shorter --prompt"),
+        ({"n": 1, "prompt": list(range(24))}, "give a shorter --prompt"),
         ({"n": 0}, "--length 0"),
         ({"prompt": []}, "the prompt is empty"),
         ({"temperature": -1}, "--temperature"),
