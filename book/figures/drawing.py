@@ -6,8 +6,10 @@ from html import escape
 
 WIDTH = 560
 LIT, DIM, PALE = ("#1d4ed8", "#ffffff"), ("#eef2f7", "#1e293b"), ("#bfdbfe", "#1e293b")  # (fill, text)
+GREEN, YELLOW, RED = ("#bbf7d0", "#1e293b"), ("#fde68a", "#1e293b"), ("#fecaca", "#1e293b")
 LINE, INK, QUIET = "#64748b", "#1e293b", "#475569"
 BOX = 30
+MONO_TO_SANS = ("ui-monospace, monospace", "system-ui, sans-serif")
 
 
 def text_at(x: float, y: float, text: str, anchor: str = "middle", fill: str = INK, size: int = 14) -> str:
@@ -25,6 +27,30 @@ def box(x: float, y: float, width: float, label: str, colours: tuple[str, str] =
         f'<text x="{x + width / 2:.1f}" y="{y + 20:.1f}" text-anchor="middle" fill="{ink}" font-size="15" '
         f'font-family="ui-monospace, monospace">{escape(label.replace(" ", "␣"))}</text>'
     )
+
+
+def named_box(x: float, y: float, width: float, label: str, colours: tuple[str, str] = DIM, size: int = 14) -> str:
+    """Return a box that holds words."""
+    text = box(x, y, width, label, colours).replace(*MONO_TO_SANS).replace("␣", " ")
+    return text.replace('font-size="15"', f'font-size="{size}"')
+
+
+def frame(x: float, y: float, width: float, height: float, fill: str = "none") -> str:
+    """Return a dashed frame around things that belong together."""
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="8" fill="{fill}" '
+        f'stroke="{LINE}" stroke-dasharray="5 4"/>'
+    )
+
+
+def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
+    """Return an arrow; its head is drawn, so that no marker definition is needed."""
+    if x1 == x2:
+        head = f"M{x2 - 4:.1f} {y2 - 7:.1f} L{x2:.1f} {y2:.1f} L{x2 + 4:.1f} {y2 - 7:.1f}"
+    else:
+        back = x2 - 7 if x1 < x2 else x2 + 7
+        head = f"M{back:.1f} {y2 - 4:.1f} L{x2:.1f} {y2:.1f} L{back:.1f} {y2 + 4:.1f}"
+    return f'<path d="M{x1:.1f} {y1:.1f} L{x2:.1f} {y2:.1f} {head}" fill="none" stroke="{LINE}" stroke-width="1.5"/>'
 
 
 def drawing(height: float, label: str, shapes: list[str]) -> str:

@@ -8,36 +8,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from drawing import BOX, DIM, INK, LINE, LIT, PALE, QUIET, WIDTH, box, drawing, text_at
+from drawing import (
+    BOX,
+    DIM,
+    GREEN,
+    INK,
+    LINE,
+    LIT,
+    PALE,
+    QUIET,
+    RED,
+    WIDTH,
+    YELLOW,
+    arrow,
+    box,
+    drawing,
+    frame,
+    named_box,
+    text_at,
+)
 
 from kernels.lessons.first_kernels import copy_runs_kernel, copy_strided_kernel
 from kernels.simulator.trace import WarpStep, tracing, warp_steps
-
-GREEN, YELLOW, RED = ("#bbf7d0", "#1e293b"), ("#fde68a", "#1e293b"), ("#fecaca", "#1e293b")
-SANS = ("ui-monospace, monospace", "system-ui, sans-serif")
-
-
-def named_box(x: float, y: float, width: float, label: str, colours: tuple[str, str] = DIM, size: int = 14) -> str:
-    """Return a box that holds words."""
-    text = box(x, y, width, label, colours).replace(*SANS).replace("␣", " ")
-    return text.replace('font-size="15"', f'font-size="{size}"')
-
-
-def frame(x: float, y: float, width: float, height: float, fill: str = "none") -> str:
-    """Return a dashed frame around things that belong together."""
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="8" fill="{fill}" '
-        f'stroke="{LINE}" stroke-dasharray="5 4"/>'
-    )
-
-
-def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
-    """Return an arrow; its head is drawn, so that no marker definition is needed."""
-    if x1 == x2:
-        head = f"M{x2 - 4:.1f} {y2 - 7:.1f} L{x2:.1f} {y2:.1f} L{x2 + 4:.1f} {y2 - 7:.1f}"
-    else:
-        head = f"M{x2 - 7:.1f} {y2 - 4:.1f} L{x2:.1f} {y2:.1f} L{x2 - 7:.1f} {y2 + 4:.1f}"
-    return f'<path d="M{x1:.1f} {y1:.1f} L{x2:.1f} {y2:.1f} {head}" fill="none" stroke="{LINE}" stroke-width="1.5"/>'
 
 
 def gpu_figure() -> str:
