@@ -23,8 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kernels import SIMULATED
-
-ARCHITECTURES = {"sm_80": (8, 0), "sm_90a": (9, 0, "a")}
+from kernels.registry import ARCHITECTURES, all_kernels
 
 _COUNTS = {
     "registers": r"Used (\d+) registers",
@@ -87,6 +86,8 @@ def to_ptx(function: Callable, signature: str, architecture: str, **options: obj
 def assemble(entry, signature: str, architecture: str, ptxas: str) -> dict[str, int | bool]:
     """Compile one kernel for one signature and architecture and return its row.
 
+    The row has `warnings` when ptxas has any, for example that it lets products with `wgmma` wait for one another.
+
     Raises:
         RuntimeError: ptxas refuses the code.
     """
@@ -100,20 +101,20 @@ def assemble(entry, signature: str, architecture: str, ptxas: str) -> dict[str, 
     if result.returncode:
         raise RuntimeError(f"{entry.name} {signature} for {architecture}: {result.stderr}")
     found = {name: re.search(pattern, result.stderr) for name, pattern in _COUNTS.items()}
-    return {name: int(match.group(1)) if match else 0 for name, match in found.items()} | {"float64": ".f64" in ptx}
+    row = {name: int(match.group(1)) if match else 0 for name, match in found.items()} | {"float64": ".f64" in ptx}
+    warnings = sorted(set(re.findall(r"\(C\d+\).*", result.stderr)))
+    return row | ({"warnings": warnings} if warnings else {})
 
 
 def compile_all(ptxas: str, cache: Path) -> dict:
     """Return the table: the toolchain, and the rows by kernel, variant and architecture."""
-    from kernels.registry import all_kernels
-
     tools = toolchain(ptxas)
     cache.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict] = {}
     for name, entry in all_kernels().items():
         sources = sources_of(entry.function.__module__)
         for variant, signature in entry.signatures.items():
-            for architecture in ARCHITECTURES:
+            for architecture in entry.architectures:
                 key = json.dumps([tools, sorted(sources.items()), name, signature, architecture])
                 stored = cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
                 if not stored.exists():

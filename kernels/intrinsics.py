@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,22 @@ def device_operation(stand_ins: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
+def operation_family(stand_ins: str) -> Callable[[Callable], Callable]:
+    """Decorate a function that makes an intrinsic for the sizes it is given; its stand-in makes one for the simulator.
+
+    Args:
+        stand_ins: The module that holds a function of the same name for the simulator.
+    """
+
+    def decorate(make: Callable) -> Callable:
+        if not SIMULATED:
+            return functools.cache(make)
+        stand_in = functools.cache(getattr(importlib.import_module(stand_ins), make.__name__))
+        return functools.wraps(make)(stand_in)
+
+    return decorate
+
+
 def _llvm_type(letters: str):
     """Return the LLVM type of results given as register letters: a scalar, a struct of several, or void for none."""
     of = {"r": ir.IntType(32), "h": ir.IntType(16), "l": ir.IntType(64), "f": ir.FloatType()}
@@ -39,7 +56,9 @@ def _llvm_type(letters: str):
     return ir.VoidType() if not types else types[0] if len(types) == 1 else ir.LiteralStructType(types)
 
 
-def emit(builder, text: str, results: str, operands: str, arguments: Sequence, *, effects: bool = False):
+def emit(
+    builder, text: str, results: str, operands: str, arguments: Sequence, *, tied: Sequence = (), effects: bool = False
+):
     """Insert PTX text into the function being built and return its results as an LLVM value.
 
     Args:
@@ -48,11 +67,14 @@ def emit(builder, text: str, results: str, operands: str, arguments: Sequence, *
         results: A letter a result: r 32 bits, h 16 bits, l 64 bits, f float32 (as in CUDA's inline assembly).
         operands: The same for the arguments.
         arguments: LLVM values.
+        tied: LLVM values that the first results start with, in the same registers; the text names them as results.
         effects: True if it reads or writes memory or synchronises, so that the compiler keeps its place.
     """
-    constraints = [f"={letter}" for letter in results] + list(operands) + (["~{memory}"] if effects else [])
-    function = ir.FunctionType(_llvm_type(results), [a.type for a in arguments])
-    return builder.call(ir.InlineAsm(function, text, ",".join(constraints), side_effect=effects), arguments)
+    constraints = [f"={letter}" for letter in results] + list(operands) + [str(i) for i in range(len(tied))]
+    constraints += ["~{memory}"] if effects else []
+    values = [*arguments, *tied]
+    function = ir.FunctionType(_llvm_type(results), [value.type for value in values])
+    return builder.call(ir.InlineAsm(function, text, ",".join(constraints), side_effect=effects), values)
 
 
 def members(builder, aggregate, n: int) -> list:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -30,7 +31,11 @@ PACK = 8
 
 WARP_SIZE = 32
 
+MAX_SHARED_BYTES = 227 * 1024
+"""Shared memory that a block of a Hopper GPU may ask for; 163 KiB on an A100."""
+
 _BYTES_128 = 16
+_SHARED_BYTES_OF_EVERY_KERNEL = 48 * 1024
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -172,11 +177,38 @@ def as_stream(stream: object):
     return cuda.external_stream(stream) if isinstance(stream, int) and stream and not SIMULATED else stream
 
 
+_shared_bytes_allowed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""By compiled kernel, since each overload has a limit of its own."""
+
+
+def _raise_shared_limit(compiled, configuration) -> None:
+    """Let a compiled kernel be launched with as much dynamic shared memory as it is about to be."""
+    if _shared_bytes_allowed.get(compiled, 0) >= configuration.sharedmem:
+        return
+    from cuda.bindings import driver
+
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    handle = compiled._codelibrary.get_cufunc().handle
+    (status,) = driver.cuKernelSetAttribute(attribute, configuration.sharedmem, handle, cuda.get_current_device().id)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise ValueError(f"{configuration.sharedmem} bytes of shared memory are refused by this GPU: {status.name}")
+    _shared_bytes_allowed[compiled] = configuration.sharedmem
+
+
+def _allow_shared_memory(configured) -> None:
+    """Raise the limit of whichever overload Numba chooses, before it is launched; `configured` may be a shared one."""
+    if _raise_shared_limit not in configured.pre_launch_callbacks:
+        configured.pre_launch_callbacks.append(_raise_shared_limit)
+
+
 @dataclass
 class Launch:
     """A kernel with its grid, block and arguments; calling it launches it, as often as wanted.
 
     Python floats become float32: no kernel here computes in float64. A grid with a zero launches nothing.
+
+    Raises:
+        ValueError: `shared_bytes` is more than any GPU here has.
     """
 
     kernel: Callable
@@ -188,6 +220,11 @@ class Launch:
     _configured: Callable | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.shared_bytes > MAX_SHARED_BYTES:
+            raise ValueError(
+                f"{self.shared_bytes} bytes of shared memory are more than the {MAX_SHARED_BYTES} of a block; "
+                "use smaller tiles or fewer stages"
+            )
         self.arguments = tuple(np.float32(a) if isinstance(a, float) else a for a in self.arguments)
 
     def __call__(self) -> None:
@@ -197,6 +234,8 @@ class Launch:
             if 0 in grid:
                 return
             self._configured = self.kernel[grid, self.block, as_stream(self.stream), self.shared_bytes]
+            if self.shared_bytes > _SHARED_BYTES_OF_EVERY_KERNEL and not SIMULATED:
+                _allow_shared_memory(self._configured)
         self._configured(*self.arguments)
 
 

@@ -76,6 +76,18 @@ def exp2(typing_context, x):
 
 
 @instruction
+def log2(typing_context, x):
+    """Logarithm to base 2 to about 2**-22, subnormals taken for zero [Floating-Point: lg2.approx.ftz.f32]."""
+    return types.float32(types.float32), on_registers("lg2.approx.ftz.f32 $0, $1;", "f", "f")
+
+
+@instruction
+def maximum(typing_context, x, y):
+    """Return the greater of two float32, the other one if one is NaN [Floating-Point: max.f32]."""
+    return types.float32(types.float32, types.float32), on_registers("max.f32 $0, $1, $2;", "f", "ff")
+
+
+@instruction
 def reciprocal(typing_context, x):
     """1/x to 1 unit in the last place, subnormals to zero [Floating-Point: rcp.approx.ftz.f32]."""
     return types.float32(types.float32), on_registers("rcp.approx.ftz.f32 $0, $1;", "f", "f")
@@ -141,6 +153,26 @@ def shared_address(typing_context, array, index):
         return builder.ptrtoint(in_shared, ir.IntType(32))
 
     return types.uint32(array, types.int64), generate
+
+
+@instruction
+def load_shared_float(typing_context, address):
+    """Load the float32 at a shared address [Data Movement: ld.shared.f32]."""
+    return types.float32(types.uint32), on_registers("ld.shared.f32 $0, [$1];", "f", "r", effects=True)
+
+
+@instruction
+def store_shared_float(typing_context, address, x):
+    """Store a float32 at a shared address [Data Movement: st.shared.f32]."""
+    signature = types.void(types.uint32, types.float32)
+    return signature, on_registers("st.shared.f32 [$0], $1;", "", "rf", effects=True)
+
+
+@instruction
+def load_shared_128(typing_context, address):
+    """Load 16 bytes at a shared address, a multiple of 16, as 4 words [Data Movement: ld.shared.v4]."""
+    text = "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];"
+    return types.UniTuple(types.uint32, 4)(types.uint32), on_registers(text, "rrrr", "r", effects=True)
 
 
 @instruction

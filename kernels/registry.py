@@ -11,17 +11,21 @@ from numba import cuda
 
 import kernels
 
+ARCHITECTURES = {"sm_80": (8, 0), "sm_90a": (9, 0, "a")}
+"""The GPUs that kernels are written for, with their compute capability: A100 and all after it, and Hopper."""
+
 REAL_DTYPES = {"float32": "float32", "bfloat16": "uint16"}
 """The dtypes that `real` stands for in a signature, and the Numba type that holds each."""
 
 
 @dataclass(frozen=True)
 class KernelEntry:
-    """One kernel: its name, its Python function, its signatures by variant and the options given to `cuda.jit`."""
+    """One kernel: its name, function, signatures by variant, architectures, and the options given to `cuda.jit`."""
 
     name: str
     function: Callable
     signatures: dict[str, str]
+    architectures: tuple[str, ...]
     options: dict
 
 
@@ -38,19 +42,22 @@ def _variants(signatures: tuple[str, ...]) -> dict[str, str]:
     return variants
 
 
-def kernel(*signatures: str, name: str | None = None, **options: object) -> Callable[[Callable], Callable]:
+def kernel(
+    *signatures: str, name: str | None = None, architectures: tuple[str, ...] = tuple(ARCHITECTURES), **options: object
+) -> Callable[[Callable], Callable]:
     """Decorate a kernel: compile it with `cuda.jit(**options)` when it is launched, and list it.
 
     Args:
         *signatures: In Numba's notation, for example `"void(real[:, ::1], float32[::1], int64)"`, where `real` stands
             for float32 and for bfloat16 (held as uint16).
         name: Its name in the list when one source makes several kernels; by default that of the function.
+        architectures: Those it can be compiled for; `("sm_90a",)` for a kernel with Hopper's own instructions.
         **options: For `cuda.jit`; `launch_bounds` is the greatest number of threads a block.
     """
 
     def decorate(function: Callable) -> Callable:
         listed = f"{function.__module__.removeprefix('kernels.')}.{name or function.__name__}"
-        _entries[listed] = KernelEntry(listed, function, _variants(signatures), options)
+        _entries[listed] = KernelEntry(listed, function, _variants(signatures), architectures, options)
         return cuda.jit(**options)(function)
 
     return decorate

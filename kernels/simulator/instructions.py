@@ -71,6 +71,14 @@ def exp2(x) -> np.float32:
     return _flush(np.exp2(_flush(x)))
 
 
+def log2(x) -> np.float32:
+    return np.log2(_flush(x))
+
+
+def maximum(x, y) -> np.float32:
+    return np.fmax(np.float32(x), np.float32(y))
+
+
 def reciprocal(x) -> np.float32:
     return _flush(np.float32(1) / _flush(x))
 
@@ -93,6 +101,18 @@ def store_128_streaming(array: SimulatedArray, index: int, words: tuple[int, ...
 
 def shared_address(array: SimulatedArray, index: int) -> int:
     return current_thread().block.shared.address(array, index)
+
+
+def load_shared_float(address: int) -> np.float32:
+    return current_thread().block.shared.bytes_at(address, 4).view(np.float32)[0]
+
+
+def store_shared_float(address: int, x) -> None:
+    current_thread().block.shared.bytes_at(address, 4).view(np.float32)[0] = x
+
+
+def load_shared_128(address: int) -> tuple[int, ...]:
+    return tuple(current_thread().block.shared.bytes_at(address, 16).view(np.uint32).tolist())
 
 
 def cp_async_16(address: int, source: SimulatedArray, index: int, n_bytes: int) -> None:

@@ -15,7 +15,7 @@ from kernels.registry import all_kernels
 
 ROOT = Path(kernels.__file__).parent
 LABELS = ["Reads", "Writes", "Work", "Error", "Raises", "Source", "Book"]
-ALLOWED = {"numpy", "numba", "llvmlite", "greenlet", "kernels"}
+ALLOWED = {"numpy", "numba", "llvmlite", "greenlet", "cuda", "kernels"}
 
 
 def all_launchers() -> dict:

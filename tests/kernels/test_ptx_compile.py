@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels.compile import ARCHITECTURES, find_ptxas, sources_of
+from kernels.compile import find_ptxas, sources_of
+from kernels.registry import ARCHITECTURES, all_kernels
 
 COMMITTED = Path(__file__).with_name("resources.json")
 
@@ -42,11 +43,17 @@ def rows(table: dict):
                 yield f"{name} {variant} {architecture}", name, row
 
 
-def test_every_kernel_is_compiled_for_both_architectures(compiled):
-    assert compiled["kernels"]
+def test_every_kernel_is_compiled_for_all_its_architectures(compiled):
+    entries = all_kernels()
+    assert set(compiled["kernels"]) == set(entries)
     for name, variants in compiled["kernels"].items():
         for variant, architectures in variants.items():
-            assert set(architectures) == set(ARCHITECTURES), (name, variant)
+            assert set(architectures) == set(entries[name].architectures), (name, variant)
+            assert set(architectures) <= set(ARCHITECTURES), (name, variant)
+
+
+def test_ptxas_warns_of_nothing(compiled):
+    assert not [(label, row["warnings"]) for label, _, row in rows(compiled) if "warnings" in row]
 
 
 def test_no_spills_no_stack_and_no_float64(compiled):
