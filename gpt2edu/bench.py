@@ -176,6 +176,7 @@ def _train_settings(arguments: argparse.Namespace, device: torch.device, folder:
         max_steps=10**6,
         val_every=0,
         sample_every=0,
+        backend="torch",
         compile=int(device.type == "cuda"),
     )
 

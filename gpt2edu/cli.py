@@ -144,7 +144,13 @@ FLAGS: dict[str, list[tuple[str, str | None, Callable[[str], Any], str]]] = {
         ("overfit_one_batch", "-a", switch, "train on one batch of the validation split, for debugging"),
     ],
     "numerics and memory": [
-        ("backend", None, str, "what does the arithmetic: torch, or numba, the hand-written kernels"),
+        (
+            "backend",
+            None,
+            str,
+            "what does the arithmetic: numba, the hand-written kernels (on an NVIDIA GPU of compute capability 8.0 or "
+            "more when left out), or torch",
+        ),
         ("device", None, str, "cuda, cpu or mps; the best there is when left out"),
         (
             "dtype",

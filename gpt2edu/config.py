@@ -161,7 +161,7 @@ class TrainConfig:
     master_weights: int = 1  # -w
     zero_stage: int = 0  # -z
     recompute: int = 1  # -r
-    backend: str | None = None
+    backend: str | None = None  # None is chosen by the device
     device: str | None = None
     dtype: str | None = None
     compile: int | None = None

@@ -1,8 +1,8 @@
 """The numba engine: forward, backward and update of one rank with hand-written kernels over flat buffers.
 
 PyTorch gives the memory and moves it; every number is computed by a function of `kernels`. A batch's launches are
-prepared once for its shape (`gpt2edu.passes`) and repeated. In bf16 the weights that the kernels read are a
-bfloat16 copy of the fp32 master weights (`flat_parameters`), rounded stochastically at every update.
+prepared once for its shape (`gpt2edu.passes`), captured in a CUDA graph and replayed. In bf16 the weights that the
+kernels read are a bfloat16 copy of the fp32 master weights (`flat_parameters`), rounded stochastically at every update.
 
 Shape suffix legend: B batch, T time, P padded vocabulary.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.optimizer import BETAS, EPSILON
 from gpt2edu.parameters import n_parameters, parameter_layout, shards_of_rank
 from gpt2edu.passes import Passes
+from gpt2edu.replay import Replay, Uploader
 from gpt2edu.state_file import ROUNDING_SEED
 from gpt2edu.torch_engine import DTYPES, MEMORY_MARGIN, choose_dtype
 from kernels import SIMULATED
@@ -34,7 +36,7 @@ from kernels.global_norm import squared_norm, sum_scratch_size, total
 from kernels.launch import Prepared
 from kernels.memory import cast, zero
 
-MAX_SHAPES = 16  # whose launches are kept
+MAX_SHAPES = 32  # whose launches are kept
 SAMPLE_STEP = 64  # a text that is sampled grows by one token; its launches are prepared for multiples of this
 
 
@@ -60,6 +62,17 @@ def refuse(settings: TrainConfig, device: torch.device, dtype: str, world_size: 
         raise UsageError("-z 1: --backend numba does not shard the optimizer's state; use -z 0 or --backend torch")
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What is prepared for micro-batches of one shape."""
+
+    activations: SimpleNamespace
+    launches: Replay
+    zero_losses: Prepared
+    sum_losses: Prepared
+    n_tokens: int  # of an optimizer step, on this rank
+
+
 class NumbaEngine:
     """Forward, backward and update of one rank; `gpt2edu.engine_protocol.Engine` documents the methods.
 
@@ -82,8 +95,12 @@ class NumbaEngine:
         self.config, self.settings, self.communicator, self.device = config, settings, communicator, device
         self.dtype, reason = choose_dtype(settings.dtype, device)
         refuse(settings, device, self.dtype, communicator.world_size)
-        where = "simulated on the CPU, slowly: for tiny models only" if SIMULATED else "compiled for this GPU"
-        self.notes = [f"precision: {reason}", f"backend: numba, kernels {where}"]
+        where = (
+            "simulated on the CPU, slowly: for tiny models only"
+            if SIMULATED
+            else "compiled for this GPU when first used, which takes about 20 s"
+        )
+        self.notes = [f"precision: {reason}", f"kernels: {where}"]
         self._own_shards = list(shards_of_rank(config, communicator.rank, communicator.world_size))
         try:
             self._allocate(n_parameters(config))
@@ -96,8 +113,11 @@ class NumbaEngine:
         self._weights = SimpleNamespace(**{t.name: t.view(self._read_parameters) for t in tensors})
         self._weight_gradients = SimpleNamespace(**{t.name: t.view(self._gradients) for t in tensors})
         self._bounds = torch.tensor([*(t.offset for t in tensors), n_parameters(config)], device=device)
+        self._decay: dict[float, Tensor] = {}  # of each tensor, by the weight decay of the run
         self._start_step = zero.prepare(self._gradients)
         self._global_norm = squared_norm.prepare(self._sums[1:], self._sum_scratch, self._gradients)
+        self._upload = Uploader(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._rounding_seed: int | None = None  # of the last update
         self._rounded_version = -1
         self._at_step_start = True
@@ -114,12 +134,13 @@ class NumbaEngine:
         self._sums = torch.zeros(2, device=self.device)  # the losses' and the squared gradients'
         self._sum_scratch = torch.zeros(sum_scratch_size(n), device=self.device)
         self._arena = torch.empty(0, dtype=torch.uint8, device=self.device)
-        self._prepared: OrderedDict[tuple, tuple[SimpleNamespace, Prepared]] = OrderedDict()
+        self._prepared: OrderedDict[tuple, Batch] = OrderedDict()
+        self._batch: Batch | None = None  # of the step under way
 
     # ------------------------------------------------------------------------------------------------
     # batches
 
-    def _prepare(self, B: int, T: int, n_micro_steps: int | None) -> tuple[SimpleNamespace, Prepared]:
+    def _prepare(self, B: int, T: int, n_micro_steps: int | None) -> Batch:
         """Return the buffers and launches of a shape; without `n_micro_steps` those of an evaluation."""
         shape = (B, T, n_micro_steps)
         if shape in self._prepared:
@@ -130,55 +151,56 @@ class NumbaEngine:
             self._free_arena()  # before the larger one is there
             self._arena = torch.empty(arena_bytes(buffers), dtype=torch.uint8, device=self.device)
         activations = cut_arena(self._arena, buffers)
-        passes = Passes(self.config, self._weights, self._weight_gradients, activations, self.settings.recompute)
+        stream = self._stream.cuda_stream if self._stream else 0
+        state = self.config, self._weights, self._weight_gradients, activations, self.settings.recompute
+        passes = Passes(*state, stream)
         launches = passes.micro_step(1 / (B * T * n_micro_steps)) if n_micro_steps else passes.evaluation()
-        self._prepared[shape] = activations, launches
+        self._prepared[shape] = Batch(
+            activations,
+            Replay(launches, self._stream),
+            zero.prepare(activations.losses),
+            total.prepare(self._sums[:1], self._sum_scratch_of(activations.losses), activations.losses),
+            n_tokens=B * T * (n_micro_steps or 1),
+        )
         if len(self._prepared) > MAX_SHAPES:
             self._prepared.popitem(last=False)
-        return activations, launches
+        return self._prepared[shape]
+
+    def _sum_scratch_of(self, values: Tensor) -> Tensor:
+        """Return scratch memory for the sum of `values`; the norm's is mostly large enough."""
+        size = sum_scratch_size(values.numel())
+        return self._sum_scratch if size <= len(self._sum_scratch) else self._sums.new_empty(size)
 
     def _free_arena(self) -> None:
         """Give the activations' memory back, with the launches that use it."""
         self._prepared.clear()
+        self._batch = None
         self._arena = self._arena.new_empty(0)
-
-    def _upload(self, target: Tensor, values: np.ndarray) -> None:
-        """Copy token ids or places to a buffer; the host does not wait."""
-        source = torch.from_numpy(np.ascontiguousarray(values, np.int32))
-        if self.device.type == "cuda":
-            source = source.pin_memory()
-        target.copy_(source, non_blocking=True)
 
     def accumulate(self, inputs_BT: np.ndarray, targets_BT: np.ndarray, n_micro_steps: int) -> None:
         """Add the gradients of a micro-batch; those of one step are of equal shape."""
         self._round_weights()
-        activations, micro_step = self._prepare(*inputs_BT.shape, n_micro_steps)
+        batch = self._prepare(*inputs_BT.shape, n_micro_steps)
         if self._at_step_start:
             self._start_step()
-            zero(activations.losses)
+            batch.zero_losses()
             self._at_step_start = False
-        self._upload(activations.inputs, inputs_BT)
-        self._upload(activations.targets, targets_BT)
-        for target, values in zip((activations.places, activations.bounds), places_by_token(inputs_BT), strict=True):
-            self._upload(target, values)
-        micro_step()
-        self._step_losses, self._tokens_per_step = activations.losses, inputs_BT.size * n_micro_steps
+        a = batch.activations
+        places, bounds = places_by_token(inputs_BT)
+        self._upload((a.inputs, inputs_BT), (a.targets, targets_BT), (a.places, places), (a.bounds, bounds))
+        batch.launches()
+        self._batch = batch
 
     def reduce(self) -> tuple[float, float]:
         """Average over ranks; every rank has all gradients, and takes their norm in the same order."""
         self._at_step_start = True
         self.communicator.reduce_scatter_mean(self._gradients, self._own_shards)
         self.communicator.all_gather(self._gradients, self._own_shards)
-        total(self._sums[:1], self._sum_scratch_of(self._step_losses), self._step_losses)
+        self._batch.sum_losses()
         self._global_norm()
         loss_sum, squared = self._sums.tolist()  # the only place of a step where the host waits
-        ranks = self.communicator.gather(loss_sum / self._tokens_per_step)
+        ranks = self.communicator.gather(loss_sum / self._batch.n_tokens)
         return sum(ranks) / len(ranks), math.sqrt(squared)
-
-    def _sum_scratch_of(self, values: Tensor) -> Tensor:
-        """Return scratch memory for the sum of `values`; the norm's is mostly large enough."""
-        size = sum_scratch_size(values.numel())
-        return self._sum_scratch if size <= len(self._sum_scratch) else self._sums.new_empty(size)
 
     def losses(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Tensor:
         """Return every token's loss."""
@@ -190,11 +212,10 @@ class NumbaEngine:
 
     def _evaluate(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> SimpleNamespace:
         self._round_weights()
-        activations, evaluation = self._prepare(*inputs_BT.shape, None)
-        self._upload(activations.inputs, inputs_BT)
-        self._upload(activations.targets, targets_BT)
-        evaluation()
-        return activations
+        batch = self._prepare(*inputs_BT.shape, None)
+        self._upload((batch.activations.inputs, inputs_BT), (batch.activations.targets, targets_BT))
+        batch.launches()
+        return batch.activations
 
     # ------------------------------------------------------------------------------------------------
     # weights and optimizer
@@ -207,8 +228,6 @@ class NumbaEngine:
     def _adamw(
         self, m: Tensor, v: Tensor, learning_rate: float, weight_decay: float, grad_scale: float, step: int
     ) -> None:
-        decayed = [t.decayed for t in parameter_layout(self.config)]
-        decay = torch.tensor([weight_decay * d for d in decayed], device=self.device, dtype=torch.float32)
         adamw_update(
             self._read_parameters if self.dtype == "bf16" else None,
             self.flat_parameters,
@@ -216,7 +235,7 @@ class NumbaEngine:
             v,
             self._gradients,
             self._bounds,
-            decay,
+            self._decay_of_tensors(weight_decay),
             learning_rate,
             *BETAS,
             EPSILON,
@@ -224,6 +243,13 @@ class NumbaEngine:
             step,
             self._rounding_seed,
         )
+
+    def _decay_of_tensors(self, weight_decay: float) -> Tensor:
+        """Return each tensor's weight decay on the device; it is sent there once."""
+        if weight_decay not in self._decay:
+            decay = [weight_decay * t.decayed for t in parameter_layout(self.config)]
+            self._decay[weight_decay] = torch.tensor(decay, dtype=torch.float32, device=self.device)
+        return self._decay[weight_decay]
 
     def _round_weights(self) -> None:
         """Make the bfloat16 weights anew if the master weights were filled from outside: new, or from a checkpoint."""

@@ -33,6 +33,7 @@ class Passes:
         gradients: theirs, fp32.
         activations: what `activations.cut_arena` gave.
         recompute: as there.
+        stream: for which the launches are prepared, 0 or a pointer.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Passes:
         gradients: SimpleNamespace,
         activations: SimpleNamespace,
         recompute: int,
+        stream: int = 0,
     ) -> None:
-        self.config, self.recompute = config, recompute
+        self.config, self.recompute, self.stream = config, recompute, stream
         self.w, self.g, self.a = weights, gradients, activations
         self._launches: list = []
 
@@ -65,7 +67,7 @@ class Passes:
         return launches
 
     def _do(self, operation: Callable, *arguments: object, **keywords: object) -> None:
-        self._launches += operation.prepare(*arguments, **keywords)
+        self._launches += operation.prepare(*arguments, stream=self.stream, **keywords)
 
     # ------------------------------------------------------------------------------------------------
     # forward

@@ -33,6 +33,7 @@ TOLD_ON_RESUME = {
     "skip_loss_z": "-sl",
     "skip_grad_z": "-sg",
     "dtype": "--dtype",
+    "backend": "--backend",
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gpt2edu.backend import choose_backend, make_engine
 from gpt2edu.checkpoint import Checkpoint, prune
 from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.describe import describe_run
@@ -25,7 +26,6 @@ from gpt2edu.outliers import OutlierDetector
 from gpt2edu.resume import compare_with_saved, new_model, restore
 from gpt2edu.run_inputs import check_data, check_model, choose_micro_batch, decide_batch, find_hellaswag, find_tokenizer
 from gpt2edu.tokenizer import Tokenizer, save_tokenizer
-from gpt2edu.torch_engine import TorchEngine
 
 WHOLE_SPLIT = 2**62  # tokens
 
@@ -94,6 +94,7 @@ def prepare_run(
         )
     if settings.overfit_one_batch:
         settings.train_pattern = settings.val_pattern
+    settings.backend, backend_note = choose_backend(settings, device, communicator.world_size)
     manifest = check_data(settings, communicator)
     restored = restore(settings, communicator)
     config, flat_parameters = (restored.config, restored.flat_parameters) if restored else new_model(settings)
@@ -135,17 +136,8 @@ def prepare_run(
     elif settings.resume:
         notes.append(f"-y 1: no checkpoint in {settings.output_dir} yet, starting at step 0")
     _open_output(run)
-    say("\n".join([describe_run(run), *filter(None, [tokenizer_note, hellaswag_note, *notes])]))
+    say("\n".join([describe_run(run), *filter(None, [backend_note, tokenizer_note, hellaswag_note, *notes])]))
     return run
-
-
-def make_engine(config: ModelConfig, settings: TrainConfig, communicator: Communicator, device: torch.device) -> Engine:
-    """Return the engine that `--backend` names; without it PyTorch's."""
-    if settings.backend == "numba":
-        from gpt2edu.engine import NumbaEngine  # here: who does not use Numba need not have it
-
-        return NumbaEngine(config, settings, communicator, device)
-    return TorchEngine(config, settings, communicator, device)
 
 
 def _train_loader(settings: TrainConfig, config: ModelConfig, communicator: Communicator) -> TrainLoader:

@@ -1,7 +1,8 @@
 """The numba engine: its gradients against float64, its steps against the torch engine's, and its bits against its own.
 
-One bf16 pass (and a slow one in fp32) runs every kernel. Where only the engine's own doing is tested, NumPy computes
-products and attention on the same buffers (`quick`): the simulator is slow at them, and tests/kernels has theirs.
+One bf16 pass (and a slow one in fp32) runs every kernel in the simulator. Where only the engine's own doing is tested,
+NumPy computes products and attention there on the same buffers (`quick`): the simulator is slow at them, and
+tests/kernels has theirs. On a GPU the kernels do it all.
 """
 
 import sys
@@ -13,70 +14,37 @@ import pytest
 import torch
 
 import kernels
-from gpt2edu import passes, run
+from gpt2edu import passes
 from gpt2edu.activations import activation_buffers, arena_bytes, cut_arena
 from gpt2edu.cli import parse_settings
 from gpt2edu.config import ModelConfig, TrainConfig
-from gpt2edu.distributed import SingleProcess
-from gpt2edu.engine import NumbaEngine, refuse
+from gpt2edu.engine import refuse
 from gpt2edu.errors import UsageError
-from gpt2edu.model import GPT2, named_views
-from gpt2edu.parameters import n_parameters, parameter_layout
+from gpt2edu.model import GPT2
 from gpt2edu.sample import generate
 from gpt2edu.shards import write_shard
 from gpt2edu.torch_engine import TorchEngine
 from gpt2edu.train import train
 from kernels.attention import reference as attention
-from kernels.host import EPSILON, from_bf16, to_bf16
+from kernels.host import from_bf16, to_bf16
 from kernels.launch import as_array
 
 sys.path.insert(0, str(Path(__file__).parent))
-import reference_gpt2
+from engine_cases import (
+    CONFIG,
+    CPU,
+    DEVICE,
+    batch,
+    check_against_float64,
+    load,
+    make_engine,
+    same_bits,
+    save,
+    start_weights,
+    take_step,
+)
 
-CONFIG = ModelConfig.from_descriptor("d2,h2,c16,t8,v61")
-CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(not kernels.SIMULATED, reason="the tensors of these tests are on the CPU")
-
-
-def start_weights(config=CONFIG, seed=1):
-    """Weights all of which are random, so that no bias hides behind a zero; padding rows are 0."""
-    model = GPT2(config)
-    model.init_weights(seed)
-    model.flat_parameters += 0.1 * torch.randn(n_parameters(config), generator=torch.Generator().manual_seed(seed))
-    model.wte.weight.data[config.vocab_size :] = 0
-    return model.flat_parameters
-
-
-def make_engine(config=CONFIG, kind=NumbaEngine, **settings):
-    settings = {"dtype": "fp32", "seq_len": config.max_seq_len, "recompute": 0, **settings}
-    engine = kind(config, TrainConfig(**settings), SingleProcess(), CPU)
-    engine.flat_parameters.copy_(start_weights(config))
-    return engine
-
-
-def batch(seed=0, B=2, T=7, config=CONFIG):
-    tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (B, T + 1))
-    tokens[0, :2] = config.vocab_size - 1  # the last real column, twice
-    return tokens[:, :-1], tokens[:, 1:]
-
-
-def by_name(config, flat):
-    return {t.name: t.view(flat) for t in parameter_layout(config)}
-
-
-def take_step(engine, step, B=2, micro_batch=2):
-    inputs, targets = batch(step, B)
-    for start in range(0, B, micro_batch):
-        rows = slice(start, start + micro_batch)
-        engine.accumulate(inputs[rows], targets[rows], B // micro_batch)
-    loss, norm = engine.reduce()
-    engine.update(1e-2, 0.1, min(1.0, 1.0 / norm), step)
-    return loss, norm
-
-
-def same_bits(one, other):
-    names = ("m", "v", "master")
-    return all(torch.equal(one.state_arrays()[name], other.state_arrays()[name]) for name in names)
+pytestmark = [] if kernels.SIMULATED else pytest.mark.gpu
 
 
 # ---- products and attention by NumPy -------------------------------------------------------------------------------
@@ -99,6 +67,7 @@ def on_host(function):
 
     def prepare(*arguments, **keywords):
         arrays = [None if x is None else as_array(x, function.__name__) for x in arguments]
+        del keywords["stream"]
         return [lambda: function(*arrays, **keywords)]
 
     return SimpleNamespace(prepare=prepare)
@@ -141,61 +110,11 @@ HOST_OPERATIONS = {
 
 @pytest.fixture
 def quick(monkeypatch):
-    for name, operation in HOST_OPERATIONS.items():
+    for name, operation in HOST_OPERATIONS.items() if kernels.SIMULATED else ():
         monkeypatch.setattr(passes, name, operation)
 
 
 # ---- against float64 -----------------------------------------------------------------------------------------------
-
-
-def plain_results(config, flat, inputs, targets, dtype):
-    """Logits, losses and gradients by name of the plain model all of whose numbers are of one type."""
-    model = GPT2(config)
-    model.flat_parameters.copy_(flat)
-    model.to(dtype)
-    tokens = [torch.from_numpy(np.ascontiguousarray(x)) for x in (inputs, targets)]
-    losses = model.losses(*tokens)
-    losses.mean().backward()
-    gradients = torch.zeros(n_parameters(config))
-    for path, view in named_views(config, gradients):
-        view.copy_(model.get_parameter(path).grad)
-    logits = model(tokens[0])[..., : config.vocab_size].detach().float().numpy()
-    return {"logits": logits, "losses": losses.detach().numpy(), **by_name(config, gradients.numpy())}
-
-
-def engine_results(engine, inputs, targets):
-    """The same of an engine; the gradients are those of one micro-step."""
-    logits = engine.logits(inputs)[..., : engine.config.vocab_size].float().numpy()
-    losses = engine.losses(inputs, targets).numpy()
-    engine.accumulate(inputs, targets, 1)
-    return {"logits": logits, "losses": losses, **by_name(engine.config, engine._gradients.numpy())}
-
-
-def check_against_float64(config, dtype, recompute):
-    """Each root mean square error is at most twice that of the plain version, or of two roundings."""
-    flat = start_weights(config)
-    torch_dtype, name_of_dtype = {"fp32": (torch.float32, "float32"), "bf16": (torch.bfloat16, "bfloat16")}[dtype]
-    flat = flat.to(torch_dtype).float()
-    engine = make_engine(config, dtype=dtype, recompute=recompute)
-    engine.flat_parameters.copy_(flat)
-    inputs, targets = batch(config=config)
-    parameters = by_name(config, flat.numpy().astype(np.float64))
-    logits, losses, gradients = reference_gpt2.forward_backward(
-        parameters, inputs, targets, config.n_heads, config.vocab_size
-    )
-    truth = {"logits": logits, "losses": losses, **gradients}
-    assert len(truth) == 18  # logits, losses, 16 gradients
-    plain = plain_results(config, flat, inputs, targets, torch_dtype)
-    ours = engine_results(engine, inputs, targets)
-    for name, true in truth.items():
-        assert ours[name].shape == true.shape
-
-        def rms(x):
-            return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-
-        bound = 2 * max(rms(plain[name] - true), EPSILON[name_of_dtype] * rms(true))
-        assert rms(ours[name] - true) <= bound, f"{name}: {rms(ours[name] - true)} above {bound}"
-    assert engine.reduce()[0] == pytest.approx(float(ours["losses"].mean()), rel=1e-6)
 
 
 @pytest.mark.slow
@@ -240,7 +159,7 @@ def test_five_steps_follow_the_torch_engine(quick):
     for step in range(1, 6):
         loss, norm = take_step(ours, step)
         assert (loss, norm) == pytest.approx(take_step(theirs, step), rel=1e-4)
-    moved = (theirs.flat_parameters - start_weights()).norm()
+    moved = (theirs.flat_parameters - start_weights().to(DEVICE)).norm()
     # the keys' biases have no gradient but rounding, which AdamW divides by its own size
     assert (ours.flat_parameters - theirs.flat_parameters).norm() < 5e-3 * moved
 
@@ -250,15 +169,11 @@ def test_two_runs_and_a_resume_have_the_same_bits_in_bf16(quick):
     for step in (1, 2):
         assert take_step(first, step) == take_step(second, step)
     assert same_bits(first, second)
-    resumed.flat_parameters.copy_(first.flat_parameters)  # as a run loads a checkpoint
-    resumed.load_state_arrays({name: array.numpy().copy() for name, array in first.state_arrays().items()})
-    resumed.load_extra_state(first.extra_state())
+    load(resumed, save(first))
     assert take_step(first, 3) == take_step(resumed, 3)
     assert same_bits(first, resumed)
     nearest = first.flat_parameters.to(torch.bfloat16)
-    copy = first._read_parameters
-    assert torch.equal(copy.view(torch.uint16), resumed._read_parameters.view(torch.uint16))
-    assert 0.2 < (copy != nearest).float().mean() < 0.6  # it is rounded stochastically
+    assert 0.2 < (first._read_parameters != nearest).float().mean() < 0.6  # it is rounded stochastically
 
 
 def test_a_training_run_resumed_from_a_checkpoint_writes_the_same_files(quick, tmp_path, monkeypatch, capsys):
@@ -267,7 +182,7 @@ def test_a_training_run_resumed_from_a_checkpoint_writes_the_same_files(quick, t
     for split, start in (("train", 0), ("val", 300)):
         write_shard(tmp_path / f"toy_{split}_000000.bin", tokens[start : start + 300])
     flags = f"-i {tmp_path}/toy_train_*.bin -j {tmp_path}/toy_val_*.bin -o {tmp_path}/run -e d1,h2,c16,t8,v61 -t 8 -b 2"
-    flags += " -d 16 -x 3 -n 2 -v 0 -s 0 -m 1 -l 0.01 --device cpu --backend numba --dtype bf16"
+    flags += f" -d 16 -x 3 -n 2 -v 0 -s 0 -m 1 -l 0.01 --device {DEVICE} --backend numba --dtype bf16"
     train(parse_settings(flags.split()))
     last = [tmp_path / "run" / name for name in ("model_00000003.bin", "state_00000003_00000.bin")]
     whole = [path.read_bytes() for path in last]
@@ -277,7 +192,7 @@ def test_a_training_run_resumed_from_a_checkpoint_writes_the_same_files(quick, t
     assert result.steps == 3
     assert result.tokens == 16  # one step
     assert [path.read_bytes() for path in last] == whole
-    assert "backend: numba, kernels simulated" in capsys.readouterr().out
+    assert "backend: numba, chosen with --backend" in capsys.readouterr().out
 
 
 def test_bf16_steps_stay_near_fp32(quick):
@@ -288,12 +203,13 @@ def test_bf16_steps_stay_near_fp32(quick):
 
 
 def test_losses_of_any_smaller_shape_and_samples(quick):
-    engine, model = make_engine(), GPT2(CONFIG)
+    engine, model = make_engine(), GPT2(CONFIG, device=DEVICE)
     model.flat_parameters.copy_(engine.flat_parameters)
     for B, T in ((2, 8), (1, 3), (2, 8)):
         inputs, targets = batch(B, B, T)
-        expected = model.losses(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (inputs, targets)))
-        torch.testing.assert_close(engine.losses(inputs, targets), expected.detach(), rtol=1e-5, atol=1e-5)
+        tokens = (torch.from_numpy(np.ascontiguousarray(x)).to(DEVICE) for x in (inputs, targets))
+        expected = model.losses(*tokens).detach()
+        torch.testing.assert_close(engine.losses(inputs, targets), expected, rtol=1e-5, atol=1e-5)
     ours, theirs = (list(generate(some, [3], 4, temperature=0)) for some in (engine.model, model))
     assert ours == theirs
     assert np.isfinite(take_step(engine, 1)).all()  # what sampling allocated serves training
@@ -316,6 +232,7 @@ def test_the_arena_holds_every_buffer_once():
 
 def test_the_largest_micro_batch_is_counted_from_free_memory(monkeypatch):
     engine = make_engine(micro_batch=2)
+    engine.device = CPU
     assert engine.largest_micro_batch([1, 2, 4, 8, 16, 32]) == 16
     assert not engine.fits(1)
     assert engine.memory_notes() == []
@@ -339,18 +256,13 @@ def test_the_largest_micro_batch_is_counted_from_free_memory(monkeypatch):
 )
 def test_what_it_cannot_do_is_refused(settings, dtype, ranks, message):
     with pytest.raises(UsageError, match=message):
-        refuse(TrainConfig(**settings), CPU, dtype, ranks)
+        refuse(TrainConfig(**settings), DEVICE, dtype, ranks)
 
 
 def test_where_it_cannot_run_is_said(monkeypatch):
+    monkeypatch.setattr("gpt2edu.engine.SIMULATED", True)
     with pytest.raises(UsageError, match="--device cpu"):
         refuse(TrainConfig(), torch.device("cuda"), "fp32", 1)
     monkeypatch.setattr("gpt2edu.engine.SIMULATED", False)
     with pytest.raises(UsageError, match="NUMBA_ENABLE_CUDASIM=1"):
         refuse(TrainConfig(), CPU, "fp32", 1)
-
-
-def test_the_flag_chooses_the_engine():
-    for backend, kind in (("numba", NumbaEngine), ("torch", TorchEngine), (None, TorchEngine)):
-        settings = TrainConfig(backend=backend, dtype="fp32")
-        assert type(run.make_engine(CONFIG, settings, SingleProcess(), CPU)) is kind
