@@ -21,7 +21,7 @@ from kernels.launch import address, as_array
 
 N_WORDS = 16
 MAX_BOX = 256
-SWIZZLE_BYTES = (0, 32, 64, 128)
+SWIZZLES = (32, 64, 128)
 
 _TYPES = {"uint16": "BFLOAT16", "float32": "FLOAT32"}
 
@@ -83,12 +83,15 @@ class TensorMap:
             raise ValueError(f"TMA needs a start and strides of multiples of 16 bytes; the strides are {self.strides}")
         if not all(1 <= n <= MAX_BOX for n in self.box) or self.box[-1] * self.itemsize % 16:
             raise ValueError(f"box {self.box}: 1 to {MAX_BOX} a side, the last axis a multiple of 16 bytes")
-        if self.swizzle not in SWIZZLE_BYTES or 0 < self.swizzle < self.box[-1] * self.itemsize:
-            raise ValueError(f"box {self.box}: its rows are longer than the swizzle of {self.swizzle} bytes")
-        end = sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)) + self.itemsize
-        held = sum((n - 1) * stride for n, stride in zip(taken.shape, taken.strides, strict=True)) + self.itemsize
-        if end > held:
+        if self.swizzle not in (*SWIZZLES, 0) or self.swizzle not in (0, self.box[-1] * self.itemsize):
+            raise ValueError(f"box {self.box}: its rows must have the {self.swizzle} bytes of the swizzle")
+        if _extent(self.shape, self.strides) > _extent(taken.shape, taken.strides):
             raise ValueError(f"shape {self.shape} with strides {self.strides} passes the end of the array")
+
+
+def _extent(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Return the bytes from the start of the first element to that of the last."""
+    return sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
 
 
 class _SimulatedWords(np.ndarray):
@@ -96,12 +99,15 @@ class _SimulatedWords(np.ndarray):
 
     tensor_map: TensorMap
     data_view: np.ndarray
+    room: int
+    """Bytes of the array behind the last element of the map."""
 
 
 def _simulated(tensor_map: TensorMap, taken: np.ndarray) -> np.ndarray:
     """Return words that carry the map and the data it describes."""
     words = np.zeros(N_WORDS, np.uint64).view(_SimulatedWords)
     words.tensor_map = tensor_map
+    words.room = _extent(taken.shape, taken.strides) - _extent(tensor_map.shape, tensor_map.strides)
     words.data_view = np.lib.stride_tricks.as_strided(taken, tensor_map.shape, tensor_map.strides)
     return words
 

@@ -12,7 +12,8 @@ from numba.cuda.simulator.kernelapi import FakeCUDAModule
 
 from kernels.simulator.errors import LaunchError, SimulatorError
 from kernels.simulator.execution import FULL_MASK, Dim3, Values, current_thread, run_grid
-from kernels.simulator.memory import DYNAMIC_SHARED_LIMIT, LocalMemory, SimulatedArray
+from kernels.simulator.memory import LocalMemory, SimulatedArray
+from kernels.simulator.shared import DYNAMIC_SHARED_LIMIT
 from kernels.simulator.trace import argument_array
 
 MAX_THREADS_PER_BLOCK = 1024

@@ -1,9 +1,9 @@
 """Runs a block: one greenlet a CUDA thread, barriers and warp operations as switches back to the block.
 
 A block runs warp after warp. Each warp runs its lanes, one after the other, until every lane waits for the whole
-block or has ended; operations among lanes are completed on the way. So the order is always the same. A kernel whose
-result depends on the order in which threads run between two barriers is wrong; `reversed_order` runs the blocks,
-warps and lanes backwards, and a test that compares the two results finds most missing barriers.
+block or for a condition, or has ended; operations among lanes are completed on the way. So the order is always the
+same. A kernel whose result depends on the order in which threads run between two barriers is wrong; `reversed_order`
+runs the blocks, warps and lanes backwards, and a test that compares the two results finds most missing barriers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,9 @@ from typing import NamedTuple
 import greenlet
 import numpy as np
 
-from kernels.simulator.errors import (
-    DivergenceError,
-    SimulatorError,
-    frame_location,
-    is_kernel_frame,
-    traceback_location,
-)
-from kernels.simulator.memory import SharedMemory
+from kernels.simulator.errors import DivergenceError, SimulatorError, is_kernel_frame, traceback_location
+from kernels.simulator.report import report
+from kernels.simulator.shared import SharedMemory
 
 WARP_SIZE = 32
 FULL_MASK = 0xFFFFFFFF
@@ -50,6 +45,13 @@ class Meeting(NamedTuple):
         return self.key[1]
 
 
+class Condition(NamedTuple):
+    """What a thread waits for that does not need other threads at the same place."""
+
+    holds: Callable[[], bool]
+    describe: Callable[[], str]
+
+
 class Dim3(NamedTuple):
     """A size or an index of a grid or a block."""
 
@@ -61,7 +63,10 @@ class Dim3(NamedTuple):
 class SimulatedThread:
     """One CUDA thread: its indices, its greenlet, what it waits for, and its copies in flight."""
 
-    __slots__ = ("blockIdx", "block", "copies", "greenlet", "lane", "meeting", "rank", "result", "threadIdx")
+    __slots__ = (
+        "at_exit", "blockIdx", "block", "condition", "copies", "greenlet", "lane", "meeting", "rank", "result",
+        "threadIdx",
+    )  # fmt: skip
 
     def __init__(self, block: Block, rank: int, thread_index: Dim3) -> None:
         self.block = block
@@ -70,7 +75,10 @@ class SimulatedThread:
         self.threadIdx = thread_index
         self.blockIdx = block.index
         self.meeting: Meeting | None = None
+        self.condition: Condition | None = None
         self.result: object = None
+        self.at_exit: list[Callable[[], None]] = []
+        """Run when the thread returns from the kernel: checks of what it should have waited for."""
         self.copies: list[list[Callable[[], None]]] = [[]]
         """cp.async: the groups of copies not yet waited for; the last one is open."""
         self.greenlet = greenlet.greenlet(block.body)
@@ -81,13 +89,24 @@ class SimulatedThread:
         """Whether the thread has returned from the kernel."""
         return self.greenlet.dead
 
+    @property
+    def can_run(self) -> bool:
+        """Whether the thread waits for nothing."""
+        return not self.ended and self.meeting is None and (self.condition is None or self.condition.holds())
+
+    def wait_until(self, holds: Callable[[], bool], describe: Callable[[], str]) -> None:
+        """Let others run until a condition holds; `describe` says for a report what is waited for."""
+        if not holds():
+            self.condition = Condition(holds, describe)
+            self.block.hub.switch()
+
     def meet(self, operation: str, mask: int | None, value: object, combine: Callable | None) -> object:
         """Wait until all threads that take part are here, and return what `combine` gave for this one."""
-        self.meeting = Meeting((operation, mask, self._call_path()), value, combine)
+        self.meeting = Meeting((operation, mask, self.call_path()), value, combine)
         self.block.hub.switch()
         return self.result
 
-    def _call_path(self) -> tuple:
+    def call_path(self) -> tuple:
         """Return the places of the calls from the kernel down to the waiting operation."""
         kernel_code = self.block.kernel_code
         path = []
@@ -152,12 +171,21 @@ class Block:
         self.index = index
         self.shape = shape
         self.grid = grid
-        self.shared = SharedMemory(dynamic_bytes)
+        self.shared = SharedMemory(dynamic_bytes, lambda: current_thread().rank)
         self.hub = greenlet.getcurrent()
+        self._units: dict[type, object] = {}
+
+    def unit(self, kind: type):
+        """Return the block's one object of a class, made at the first use: the state of a part of the hardware."""
+        if kind not in self._units:
+            self._units[kind] = kind()
+        return self._units[kind]
 
     def body(self) -> None:
         """Run the kernel as the current thread; the greenlet of each thread starts here."""
         self.function(*self.arguments)
+        for check in current_thread().at_exit:
+            check()
 
     def run(self) -> None:
         """Run all threads to their end.
@@ -172,47 +200,56 @@ class Block:
         ]
         warps = [threads[start : start + WARP_SIZE] for start in range(0, len(threads), WARP_SIZE)]
         while True:
-            for warp in in_order(warps):
-                self._run_warp(warp)
+            ran = [self._run_warp(warp) for warp in in_order(warps)]
             waiting = [thread for thread in threads if not thread.ended]
             if not waiting:
                 return
-            if any(thread.meeting.key != waiting[0].meeting.key for thread in waiting):
-                raise DivergenceError(self._report(waiting))
-            _complete(waiting, [thread.rank for thread in waiting])
+            if all(thread.meeting and thread.meeting.key == waiting[0].meeting.key for thread in waiting):
+                _complete(waiting, [thread.rank for thread in waiting])
+            elif not any(ran):
+                raise DivergenceError(report(self, waiting))
 
-    def _run_warp(self, warp: list[SimulatedThread]) -> None:
-        """Run the lanes of a warp until each waits for the whole block or has ended."""
-        ready = [thread for thread in warp if not thread.ended and thread.meeting is None]
+    def _run_warp(self, warp: list[SimulatedThread]) -> bool:
+        """Run the lanes of a warp until each waits for the whole block or for a condition, or has ended.
+
+        Returns whether any of them could run.
+        """
+        ready = [thread for thread in warp if thread.can_run]
+        if not ready:
+            return False
         while ready:
             for thread in in_order(ready):
                 self._resume(thread)
-            waiting = [thread for thread in warp if not thread.ended and thread.meeting.mask is not None]
             ready = []
-            for thread in waiting:
-                if thread.meeting is not None:
+            alive = [thread for thread in warp if not thread.ended]
+            for thread in alive:
+                if thread.meeting is not None and thread.meeting.mask is not None:
                     ready += self._try_to_meet(thread, warp)
-            if waiting and not ready:
-                raise DivergenceError(self._report([thread for thread in warp if not thread.ended]))
+            ready += [thread for thread in alive if thread.condition is not None and thread.can_run]
+            stuck = any(thread.meeting is not None and thread.meeting.mask is not None for thread in alive)
+            if stuck and not ready and all(thread.condition is None for thread in alive):
+                raise DivergenceError(report(self, alive))
+        return True
 
     def _try_to_meet(self, first: SimulatedThread, warp: list[SimulatedThread]) -> list[SimulatedThread]:
         """Complete the warp operation for which `first` waits if all lanes of its mask wait for it too."""
         key = first.meeting.key
         mask = first.meeting.mask
         if not mask >> first.lane & 1:
-            raise DivergenceError(f"lane {first.lane} is not in its own mask {mask:#010x}\n{self._report([first])}")
+            raise DivergenceError(f"lane {first.lane} is not in its own mask {mask:#010x}\n{report(self, [first])}")
         group = [thread for thread in warp if mask >> thread.lane & 1 and not thread.ended]
         if any(thread.meeting is None or thread.meeting.key != key for thread in group):
             return []
         try:
             _complete(group, [thread.lane for thread in group])
         except SimulatorError as error:
-            raise type(error)(f"{error}\n{self._report(group)}") from error
+            raise type(error)(f"{error}\n{report(self, group)}") from error
         return group
 
     def _resume(self, thread: SimulatedThread) -> None:
         global _running
         _running = thread
+        thread.condition = None
         try:
             thread.greenlet.switch()
         except SimulatorError as error:
@@ -226,21 +263,6 @@ class Block:
     def _name(self, thread: SimulatedThread) -> str:
         return f"{self.function.__name__}, thread {tuple(thread.threadIdx)} of block {tuple(self.index)}"
 
-    def _report(self, waiting: list[SimulatedThread]) -> str:
-        """Say where each group of waiting threads waits, and for what."""
-        groups: dict[tuple, list[SimulatedThread]] = {}
-        for thread in waiting:
-            groups.setdefault(thread.meeting.key, []).append(thread)
-        lines = [f"{self.function.__name__}, block {tuple(self.index)}: {len(waiting)} threads wait"]
-        for (operation, mask, _), threads in groups.items():
-            ranks = [thread.rank for thread in threads]
-            lines.append(
-                f"  {len(ranks)} threads ({_ranges(ranks)}) at {operation}"
-                + ("" if mask is None else f" with mask {mask:#010x}")
-                + f", {frame_location(threads[0].greenlet.gr_frame)}"
-            )
-        return "\n".join(lines)
-
 
 def _complete(threads: list[SimulatedThread], numbers: list[int]) -> None:
     """Let threads that wait for the same thing go on, each with its result."""
@@ -251,17 +273,6 @@ def _complete(threads: list[SimulatedThread], numbers: list[int]) -> None:
     for n, thread in zip(numbers, threads, strict=True):
         thread.result = results.get(n)
         thread.meeting = None
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Write sorted numbers shortly: 0-15, 20."""
-    parts: list[list[int]] = []
-    for n in numbers:
-        if parts and n == parts[-1][1] + 1:
-            parts[-1][1] = n
-        else:
-            parts.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
 def run_grid(function: Callable, arguments: list, grid: Dim3, shape: Dim3, dynamic_bytes: int) -> None:

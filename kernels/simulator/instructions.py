@@ -108,7 +108,9 @@ def load_shared_float(address: int) -> np.float32:
 
 
 def store_shared_float(address: int, x) -> None:
-    current_thread().block.shared.bytes_at(address, 4).view(np.float32)[0] = x
+    shared = current_thread().block.shared
+    shared.bytes_at(address, 4).view(np.float32)[0] = x
+    shared.note_written(slice(int(address), int(address) + 4))
 
 
 def load_shared_128(address: int) -> tuple[int, ...]:

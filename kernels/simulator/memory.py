@@ -1,27 +1,18 @@
-"""The memories of a simulated GPU: arrays that check each access, shared memory, local memory."""
+"""The memories of a simulated GPU: arrays that check each access, and local memory; `shared` has the shared one."""
 
 from __future__ import annotations
 
 import functools
 import math
-import sys
 
 import numpy as np
 from numba.cuda import types
 from numba.cuda.np import numpy_support
 
-from kernels.simulator.errors import LaunchError, MisalignedError, OutOfBoundsError
+from kernels.simulator.errors import MisalignedError, OutOfBoundsError
 
-STATIC_SHARED_LIMIT = 48 * 1024
-"""Bytes of static shared memory that any kernel may declare (CUDA C++ Programming Guide, compute capabilities)."""
-
-DYNAMIC_SHARED_LIMIT = 227 * 1024
-"""Bytes of shared memory that a block of a Hopper GPU may ask for at launch; 163 KiB on an A100."""
-
-_POISON = 0xFF
+POISON = 0xFF
 """Memory starts with every bit set: NaN as a float, so that reading before writing shows."""
-
-_BUFFER_ALIGNMENT = 128
 
 
 @functools.cache
@@ -122,71 +113,6 @@ class SimulatedArray:
         return data[index:end]
 
 
-def _aligned_bytes(n_bytes: int) -> np.ndarray:
-    buffer = np.full(n_bytes + _BUFFER_ALIGNMENT, _POISON, np.uint8)
-    start = -buffer.__array_interface__["data"][0] % _BUFFER_ALIGNMENT
-    return buffer[start : start + n_bytes]
-
-
-class SharedMemory:
-    """The shared memory of one block; an instance stands for `cuda.shared` while the block runs.
-
-    It is one window of bytes, as on a GPU, so a shared address is an offset into it. An array is keyed by the place
-    of its call (not by its line). An array declared without an alignment gets none beyond its element
-    size, on purpose: 128-bit accesses to it are then reported, since on a GPU they work only by luck.
-    """
-
-    def __init__(self, dynamic_bytes: int) -> None:
-        self.dynamic_bytes = dynamic_bytes
-        self.window = _aligned_bytes(dynamic_bytes + STATIC_SHARED_LIMIT + 16)
-        self.used = dynamic_bytes
-        self._base: int = self.window.__array_interface__["data"][0]
-        self._static: dict[tuple, SimulatedArray] = {}
-
-    def array(self, shape, dtype, alignment: int | None = None) -> SimulatedArray:
-        """Declare an array of the block, or return it when another thread has declared it already."""
-        dtype = as_numpy_dtype(dtype)
-        if shape == 0 or shape == (0,):
-            count = self.dynamic_bytes // dtype.itemsize
-            return SimulatedArray(self.window[: count * dtype.itemsize].view(dtype), "dynamic shared memory")
-        frame = sys._getframe(1)
-        key = (frame.f_code, frame.f_lasti)
-        if key not in self._static:
-            self._static[key] = self._allocate(shape, dtype, alignment, frame.f_lineno)
-        return self._static[key]
-
-    def _allocate(self, shape, dtype: np.dtype, alignment: int | None, line: int) -> SimulatedArray:
-        n_bytes = int(np.prod(shape)) * dtype.itemsize
-        if alignment is None:
-            offset = -(-self.used // 16) * 16 + (dtype.itemsize if dtype.itemsize < 16 else 0)
-        else:
-            offset = -(-self.used // alignment) * alignment
-        if offset + n_bytes - self.dynamic_bytes > STATIC_SHARED_LIMIT + 16:
-            raise LaunchError(
-                f"more than {STATIC_SHARED_LIMIT} bytes of static shared memory: use dynamic shared memory for more"
-            )
-        self.used = offset + n_bytes
-        data = self.window[offset : offset + n_bytes].view(dtype).reshape(shape)
-        return SimulatedArray(data, f"shared array of line {line}")
-
-    def address(self, array: SimulatedArray, index: int) -> int:
-        """Return the shared address (an offset into the window) of element `index` of a shared array."""
-        offset = array.address - self._base
-        if not 0 <= offset < self.window.size:
-            raise OutOfBoundsError(f"{array.name} does not lie in shared memory")
-        return offset + int(index) * array.itemsize
-
-    def bytes_at(self, address: int, n_bytes: int) -> np.ndarray:
-        """Return `n_bytes` of the window at a shared address that must be a multiple of `n_bytes`."""
-        if not 0 <= address <= self.used - n_bytes:
-            raise OutOfBoundsError(f"{n_bytes} bytes at shared address {address} pass the {self.used} bytes declared")
-        if address % n_bytes:
-            raise MisalignedError(
-                f"{n_bytes} bytes at shared address {address} do not start at a multiple of {n_bytes}"
-            )
-        return self.window[address : address + n_bytes]
-
-
 class LocalMemory:
     """Stands for `cuda.local`: arrays that belong to one thread."""
 
@@ -194,5 +120,5 @@ class LocalMemory:
         """Return a fresh array; a GPU keeps it in registers or in local memory."""
         dtype = as_numpy_dtype(dtype)
         n_elements = math.prod(shape) if isinstance(shape, tuple) else shape
-        data = np.frombuffer(bytearray([_POISON]) * (n_elements * dtype.itemsize), dtype)
+        data = np.frombuffer(bytearray([POISON]) * (n_elements * dtype.itemsize), dtype)
         return SimulatedArray(data.reshape(shape), "local array")

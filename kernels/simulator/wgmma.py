@@ -1,13 +1,290 @@
-"""Stand-ins that do not exist yet."""
+# ruff: noqa: D103 (the descriptions are in kernels/wgmma.py)
+"""The stand-ins of `kernels.wgmma`.
+
+A product reads its operands and gives its sums when the wait for it comes, the latest moment, or in reversed order at
+once. Until then a thread holds accumulators that refuse to be read. A product is computed once for its warp group, in
+float64, and rounded once; PTX leaves the order and precision of the sum to the hardware.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
+from kernels.simulator.barriers import GROUP_SIZE, group_collective
+from kernels.simulator.descriptors import K_STEP, read_operand, wgmma_descriptor, wgmma_descriptor_mn  # noqa: F401
+from kernels.simulator.elements import widen
 from kernels.simulator.errors import SimulatorError
+from kernels.simulator.execution import Values, current_thread, order_is_reversed
+
+ROWS = 64
+
+_THREAD = np.arange(GROUP_SIZE)
+_UPPER_ROW = 16 * (_THREAD // 32) + _THREAD % 32 // 4
+_FIRST_COLUMN = 2 * (_THREAD % 4)
 
 
-def __getattr__(name: str):
-    def missing(*arguments, **keywords):
-        raise SimulatorError(f"the simulator does not know {name} yet")
+def accumulator_places(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return row and column, each of shape (128, n), of every thread's n floats."""
+    i = np.arange(n)
+    return _UPPER_ROW[:, None] + 8 * (i >> 1 & 1), _FIRST_COLUMN[:, None] + 8 * (i // 4) + (i & 1)
 
-    missing.__name__ = name
-    return missing
+
+# ---- products under way --------------------------------------------------------------------------------------------
+
+
+class Product:
+    """A product of a warp group: what it starts from, how to compute it, and its sums once it is done."""
+
+    def __init__(self, before: Product | np.ndarray | None, compute: Callable[[], np.ndarray]) -> None:
+        self._before = before
+        self._compute = compute
+        self.sums: np.ndarray | None = None
+        self.continued = False
+
+    def finish(self) -> None:
+        """Compute the sums; those of the product before it are there."""
+        if self.sums is None:
+            start = self._before.sums if isinstance(self._before, Product) else self._before
+            added = self._compute()
+            self.sums = (added if start is None else added + start).astype(np.float32)
+            self._before = self._compute = None
+
+
+class UnreadableAccumulators(tuple):
+    """What a thread holds while a product is under way: n registers that must not be touched."""
+
+    product: Product
+
+    def _refuse(self, *_):
+        raise SimulatorError("accumulators are read before a wgmma_wait_for has let them through")
+
+    __getitem__ = __iter__ = __add__ = __radd__ = __eq__ = _refuse
+    __hash__ = None
+
+
+class ProductGroups:
+    """The products of each warp group of a block: the open group last."""
+
+    def __init__(self) -> None:
+        self.of_group: dict[int, list[list[Product]]] = {}
+        self.fenced: dict[int, bool] = {}
+
+
+def _state() -> tuple[ProductGroups, int]:
+    thread = current_thread()
+    groups = thread.block.unit(ProductGroups)
+    number = thread.rank // GROUP_SIZE
+    groups.of_group.setdefault(number, [[]])
+    return groups, number
+
+
+def _same(values: list, what: str) -> object:
+    """Return what all threads of the warp group brought."""
+    if any(value != values[0] for value in values):
+        raise SimulatorError(f"{what} must be the same in all threads of a warp group")
+    return values[0]
+
+
+def _before(accumulators: list, n: int) -> Product | np.ndarray:
+    """Return what accumulators come from: a product under way, or the floats that the threads hold."""
+    if any(len(acc) != n for acc in accumulators):
+        raise SimulatorError(f"this product has {n} accumulators a thread, not {len(accumulators[0])}")
+    under_way = {id(acc.product): acc.product for acc in accumulators if isinstance(acc, UnreadableAccumulators)}
+    if not under_way:
+        rows, columns = accumulator_places(n)
+        held = np.empty((ROWS, 2 * n), np.float32)
+        held[rows, columns] = np.array(accumulators, np.float32)
+        return held
+    if len(under_way) > 1 or not all(isinstance(acc, UnreadableAccumulators) for acc in accumulators):
+        raise SimulatorError("the accumulators of a warp group come from different products")
+    (product,) = under_way.values()
+    if product.continued:
+        raise SimulatorError("these accumulators went into another product already: use what it returned")
+    product.continued = True
+    return product
+
+
+def _start(n: int, before: Product | np.ndarray | None, compute: Callable[[], np.ndarray], grouped: bool) -> Values:
+    """Put a product into the open group of the running thread's warp group, and return each thread's accumulators."""
+    groups, number = _state()
+    if not grouped and not groups.fenced.get(number):
+        raise SimulatorError("wgmma_fence is missing before the first product of a group")
+    product = Product(before, compute)
+    groups.of_group[number][-1].append(product)
+    if grouped:
+        groups.of_group[number].append([])
+    if order_is_reversed():
+        product.finish()
+    held = UnreadableAccumulators([np.float32(np.nan)] * n)
+    held.product = product
+    return dict.fromkeys(range(GROUP_SIZE), held)
+
+
+def _check_readable(descriptor: int, n: int, steps: int, mn_major: bool) -> None:
+    """Check an operand when the product starts, before it is read."""
+    read_operand(current_thread().block.shared, descriptor, n, steps, mn_major)
+
+
+def _ss(name: str, columns: int, steps: int, a_mn: bool, b_mn: bool, grouped: bool, brought: tuple):
+    """Start a product of two operands in shared memory; `brought` is (acc or None, descriptors, keep)."""
+    shared = current_thread().block.shared
+
+    def combine(values: Values) -> Values:
+        each = [values[rank] for rank in range(GROUP_SIZE)]
+        a = int(_same([value[1] for value in each], "descriptor_a"))
+        b = int(_same([value[2] for value in each], "descriptor_b"))
+        keep = bool(_same([bool(value[3]) for value in each], "keep"))
+        before = _before([value[0] for value in each], columns // 2) if each[0][0] is not None else None
+        _check_readable(a, ROWS, steps, a_mn)
+        _check_readable(b, columns, steps, b_mn)
+
+        def compute() -> np.ndarray:
+            a_MK = widen(read_operand(shared, a, ROWS, steps, a_mn)).astype(np.float64)
+            return a_MK @ widen(read_operand(shared, b, columns, steps, b_mn)).astype(np.float64).T
+
+        return _start(columns // 2, before if keep else None, compute, grouped)
+
+    return group_collective(name, brought, combine)
+
+
+def wgmma_ss(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=True):
+    def product(acc, descriptor_a, descriptor_b, keep):
+        brought = (acc, descriptor_a, descriptor_b, keep)
+        return _ss("wgmma_ss", columns, steps, a_mn_major, b_mn_major, grouped, brought)
+
+    return product
+
+
+def wgmma_ss_new(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=True):
+    def product(descriptor_a, descriptor_b):
+        brought = (None, descriptor_a, descriptor_b, 0)
+        return _ss("wgmma_ss_new", columns, steps, a_mn_major, b_mn_major, grouped, brought)
+
+    return product
+
+
+def _a_in_registers(words: np.ndarray) -> np.ndarray:
+    """Return A, of shape (64, 16 * steps), of which each of 128 threads holds 4 words a step."""
+    j = np.arange(words.shape[1])
+    rows = _UPPER_ROW[:, None] + 8 * (j & 1)
+    terms = _FIRST_COLUMN[:, None] + 16 * (j // 4) + 8 * (j >> 1 & 1)
+    a_MK = np.empty((ROWS, 4 * words.shape[1]), np.uint16)
+    a_MK[rows, terms], a_MK[rows, terms + 1] = words & 0xFFFF, words >> 16
+    return widen(a_MK).astype(np.float64)
+
+
+def _rs(name: str, columns: int, steps: int, b_mn: bool, grouped: bool, brought: tuple):
+    """Start a product of A in registers and B in shared memory; `brought` is (acc or None, words, descriptor)."""
+    shared = current_thread().block.shared
+
+    def combine(values: Values) -> Values:
+        each = [values[rank] for rank in range(GROUP_SIZE)]
+        b = int(_same([value[2] for value in each], "descriptor_b"))
+        a_MK = _a_in_registers(np.array([value[1] for value in each], np.uint32))
+        if a_MK.shape[1] != K_STEP * steps:
+            raise SimulatorError(f"{steps} steps need {4 * steps} words of A a thread, not {a_MK.shape[1] // 4}")
+        before = _before([value[0] for value in each], columns // 2) if each[0][0] is not None else None
+        _check_readable(b, columns, steps, b_mn)
+
+        def compute() -> np.ndarray:
+            return a_MK @ widen(read_operand(shared, b, columns, steps, b_mn)).astype(np.float64).T
+
+        return _start(columns // 2, before, compute, grouped)
+
+    return group_collective(name, brought, combine)
+
+
+def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
+    def product(acc, a_words, descriptor_b):
+        return _rs("wgmma_rs", columns, steps, b_mn_major, grouped, (acc, a_words, descriptor_b))
+
+    return product
+
+
+def wgmma_rs_new(columns, steps=4, b_mn_major=False, grouped=True):
+    def product(a_words, descriptor_b):
+        return _rs("wgmma_rs_new", columns, steps, b_mn_major, grouped, (None, a_words, descriptor_b))
+
+    return product
+
+
+# ---- order ---------------------------------------------------------------------------------------------------------
+
+
+def _of_group(name: str, act: Callable[[], None]) -> None:
+    """Do something once for the warp group."""
+
+    def combine(values: Values) -> Values:
+        act()
+        return {}
+
+    group_collective(name, None, combine)
+
+
+def _close() -> None:
+    groups, number = _state()
+    groups.of_group[number].append([])
+    groups.fenced[number] = False
+
+
+def _let_in() -> None:
+    groups, number = _state()
+    groups.fenced[number] = True
+
+
+def _finish(n_pending: int) -> None:
+    groups, number = _state()
+    queue = groups.of_group[number]
+    while len(queue) - 1 > n_pending:
+        for product in queue.pop(0):
+            product.finish()
+
+
+def wgmma_fence() -> None:
+    _of_group("wgmma_fence", _let_in)
+
+
+def wgmma_commit() -> None:
+    _of_group("wgmma_commit", _close)
+
+
+def wgmma_wait(n_pending: int) -> None:
+    _of_group("wgmma_wait", lambda: _finish(n_pending))
+
+
+def _let_through(accumulators: list, n: int, n_pending: int) -> Values:
+    """Finish products, and give each thread its floats."""
+    _finish(n_pending)
+    product = _before(accumulators, n)
+    if isinstance(product, np.ndarray):
+        return dict(enumerate(accumulators))
+    if product.sums is None or _is_under_way(product):
+        raise SimulatorError(f"a wait that leaves {n_pending} groups under way does not end the product of these")
+    rows, columns = accumulator_places(n)
+    return dict(enumerate(map(tuple, product.sums[rows, columns])))
+
+
+def _is_under_way(product: Product) -> bool:
+    groups, number = _state()
+    return any(product in group for group in groups.of_group[number])
+
+
+def wgmma_wait_for(n, n_pending=0):
+    def wait(acc):
+        def combine(values: Values) -> Values:
+            return _let_through([values[rank] for rank in range(GROUP_SIZE)], n, n_pending)
+
+        return group_collective("wgmma_wait_for", acc, combine)
+
+    return wait
+
+
+def wgmma_wait_keeping(n, n_words, n_pending=0):
+    wait = wgmma_wait_for(n, n_pending)
+
+    def wait_keeping(acc, a_words):
+        return wait(acc)
+
+    return wait_keeping

@@ -1,0 +1,197 @@
+"""The shared memory of a simulated block, and what is known of each part of it while asynchronous copies run.
+
+TMA and wgmma reach shared memory by another way (PTX: the async proxy) than a thread's loads and stores. So two things
+are kept: which bytes a copy is about to fill, and which bytes threads wrote without a `fence_async_shared` since.
+Both are checked for dynamic shared memory and for arrays aligned to at least 128 bytes; no others can be a target.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.simulator.errors import LaunchError, MisalignedError, OutOfBoundsError, SimulatorError
+from kernels.simulator.memory import POISON, SimulatedArray, as_numpy_dtype
+
+STATIC_SHARED_LIMIT = 48 * 1024
+"""Bytes of static shared memory that any kernel may declare (CUDA C++ Programming Guide, compute capabilities)."""
+
+DYNAMIC_SHARED_LIMIT = 227 * 1024
+"""Bytes of shared memory that a block of a Hopper GPU may ask for at launch; 163 KiB on an A100."""
+
+_WINDOW_ALIGNMENT = 1024
+_ASYNC_ALIGNMENT = 128
+
+
+class InFlight(NamedTuple):
+    """A copy into shared memory that is under way."""
+
+    first: int
+    end: int
+    started_at: str
+
+
+class SharedMemory:
+    """The shared memory of one block; an instance stands for `cuda.shared` while the block runs.
+
+    It is one window of bytes, as on a GPU, so a shared address is an offset into it. An array is keyed by the place
+    of its call (not by its line). An array declared without an alignment gets none beyond its element
+    size, on purpose: 128-bit accesses to it are then reported, since on a GPU they work only by luck.
+    """
+
+    def __init__(self, dynamic_bytes: int, running_rank: Callable[[], int]) -> None:
+        self._running_rank = running_rank
+        self.dynamic_bytes = dynamic_bytes
+        self.window = _aligned_bytes(dynamic_bytes + STATIC_SHARED_LIMIT + 16)
+        self.used = dynamic_bytes
+        self.in_flight: list[InFlight] = []
+        self._unfenced: np.ndarray | None = None
+        """By byte: 1 + the thread that wrote it and has not called `fence_async_shared` since, or 0."""
+        self._written: dict[int, list[slice | np.ndarray]] = {}
+        self._base: int = self.window.__array_interface__["data"][0]
+        self._static: dict[tuple, SimulatedArray] = {}
+
+    def array(self, shape, dtype, alignment: int | None = None) -> SimulatedArray:
+        """Declare an array of the block, or return it when another thread has declared it already."""
+        dtype = as_numpy_dtype(dtype)
+        if shape == 0 or shape == (0,):
+            count = self.dynamic_bytes // dtype.itemsize
+            return SharedArray(self.window[: count * dtype.itemsize].view(dtype), "dynamic shared memory", self)
+        frame = sys._getframe(1)
+        key = (frame.f_code, frame.f_lasti)
+        if key not in self._static:
+            self._static[key] = self._allocate(shape, dtype, alignment, frame.f_lineno)
+        return self._static[key]
+
+    def _allocate(self, shape, dtype: np.dtype, alignment: int | None, line: int) -> SimulatedArray:
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        if alignment is None:
+            offset = -(-self.used // 16) * 16 + (dtype.itemsize if dtype.itemsize < 16 else 0)
+        else:
+            offset = -(-self.used // alignment) * alignment
+        if offset + n_bytes - self.dynamic_bytes > STATIC_SHARED_LIMIT + 16:
+            raise LaunchError(
+                f"more than {STATIC_SHARED_LIMIT} bytes of static shared memory: use dynamic shared memory for more"
+            )
+        self.used = offset + n_bytes
+        data = self.window[offset : offset + n_bytes].view(dtype).reshape(shape)
+        name = f"shared array of line {line}"
+        if alignment is not None and alignment >= _ASYNC_ALIGNMENT:
+            return SharedArray(data, name, self)
+        return SimulatedArray(data, name)
+
+    def address(self, array: SimulatedArray, index: int) -> int:
+        """Return the shared address (an offset into the window) of element `index` of a shared array."""
+        offset = array.address - self._base
+        if not 0 <= offset < self.window.size:
+            raise OutOfBoundsError(f"{array.name} does not lie in shared memory")
+        return offset + int(index) * array.itemsize
+
+    def check_address(self, address: int, n_bytes: int, alignment: int) -> None:
+        """Refuse an access past what is declared, or one that does not start where it must."""
+        if not 0 <= address <= self.used - n_bytes:
+            raise OutOfBoundsError(f"{n_bytes} bytes at shared address {address} pass the {self.used} bytes declared")
+        if address % alignment:
+            raise MisalignedError(
+                f"{n_bytes} bytes at shared address {address} do not start at a multiple of {alignment}"
+            )
+
+    def bytes_at(self, address: int, n_bytes: int) -> np.ndarray:
+        """Return `n_bytes` of the window at a shared address that must be a multiple of `n_bytes`."""
+        address = int(address)
+        self.check_address(address, n_bytes, n_bytes)
+        self.check_settled(address, n_bytes)
+        return self.window[address : address + n_bytes]
+
+    def check_settled(self, first: int, n_bytes: int) -> None:
+        """Refuse an access to bytes that a copy in flight is about to fill."""
+        for copy in self.in_flight:
+            if first < copy.end and copy.first < first + n_bytes:
+                raise SimulatorError(
+                    f"shared bytes {first} to {first + n_bytes} are the target of a copy that no wait has seen the end "
+                    f"of, started at {copy.started_at}"
+                )
+
+    def note_written(self, where: slice | np.ndarray) -> None:
+        """Remember that the running thread writes the bytes at these addresses by ordinary stores."""
+        rank = self._running_rank()
+        if self._unfenced is None:
+            self._unfenced = np.zeros(self.window.size, np.int16)
+        self._unfenced[where] = rank + 1
+        self._written.setdefault(rank, []).append(where)
+
+    def fence(self) -> None:
+        """Let TMA and wgmma see what the running thread wrote so far."""
+        rank = self._running_rank()
+        for where in self._written.pop(rank, ()):
+            writers = self._unfenced[where]
+            self._unfenced[where] = np.where(writers == rank + 1, 0, writers)
+
+    def forget_written(self, first: int, n_bytes: int) -> None:
+        """Take bytes for written by a copy."""
+        if self._unfenced is not None:
+            self._unfenced[first : first + n_bytes] = 0
+
+    def check_fenced(self, where: slice | np.ndarray) -> None:
+        """Refuse to let TMA or wgmma read bytes that a thread wrote and did not fence."""
+        if self._unfenced is None:
+            return
+        writers = self._unfenced[where]
+        if writers.any():
+            rank = int(writers[writers > 0].flat[0]) - 1
+            raise SimulatorError(
+                f"thread {rank} wrote this shared memory and did not call fence_async_shared, without which TMA and "
+                "wgmma may see old bytes"
+            )
+
+
+class SharedArray(SimulatedArray):
+    """An array in shared memory that TMA or wgmma may use, too."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, data: np.ndarray, name: str, shared: SharedMemory) -> None:
+        super().__init__(data, name)
+        self._shared = shared
+
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        if self._shared.in_flight and not isinstance(item, SimulatedArray):
+            self._shared.check_settled(*self._span(index))
+        return item
+
+    def __setitem__(self, index, value) -> None:
+        super().__setitem__(index, value)
+        if np.ndim(self.data[index]) == 0:
+            self._note(*self._span(index))
+
+    def vector(self, index: int, n_bytes: int, *, is_store: bool = False) -> np.ndarray:
+        """Return the elements of a vector access."""
+        elements = super().vector(index, n_bytes)
+        first = self._shared.address(self, index)
+        if is_store:
+            self._note(first, n_bytes)
+        else:
+            self._shared.check_settled(first, n_bytes)
+        return elements
+
+    def _part(self, data: np.ndarray) -> SharedArray:
+        return SharedArray(data, self.name, self._shared)
+
+    def _span(self, index) -> tuple[int, int]:
+        indices = index if type(index) is tuple else (index,)
+        offset = sum(i * stride for i, stride in zip(indices, self.data.strides, strict=True))
+        return self._shared.address(self, 0) + offset, self.itemsize
+
+    def _note(self, first: int, n_bytes: int) -> None:
+        self._shared.check_settled(first, n_bytes)
+        self._shared.note_written(slice(first, first + n_bytes))
+
+
+def _aligned_bytes(n_bytes: int) -> np.ndarray:
+    buffer = np.full(n_bytes + _WINDOW_ALIGNMENT, POISON, np.uint8)
+    start = -buffer.__array_interface__["data"][0] % _WINDOW_ALIGNMENT
+    return buffer[start : start + n_bytes]
