@@ -7,6 +7,7 @@ from chapters import BOOK, load_script
 from kernels import SIMULATED
 
 STEPPER = BOOK / "_static" / "warp_stepper.html"
+CALCULATOR = BOOK / "_static" / "run_cost.html"
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,45 @@ def test_stepper_shows_what_runs_and_neighbours_cost(browser):
         assert "out_N[" in browser.evaluate("document.querySelector('.now').textContent")
 
 
-def test_stepper_is_on_its_page(browser):
-    browser.open(BOOK.parent / "_build" / "html" / "04_first_kernels.html")
+def fill(browser, **fields):
+    for name, value in fields.items():
+        browser.evaluate(f"at('{name}').value = {value!r}; at('{name}').dispatchEvent(new Event('input'))")
+
+
+def test_calculator_is_what_its_script_writes():
+    assert CALCULATOR.read_text(encoding="utf-8") == load_script(BOOK / "figures" / "run_cost.py").page()
+
+
+def test_calculator_agrees_with_the_original_run(browser):
+    browser.open(CALCULATOR)
+    fill(browser, mfu="59", price="1.75")  # 56 % of what 8 A100 promise is 59 % of 0.95 times that
+    answer = browser.evaluate("at('answer').textContent")
+    token_flop = 6 * 124_475_904 + 6 * 12 * 768 * 1024
+    hours = token_flop * 9.8907e9 / (8 * 0.95 * 312e12 * 0.59) / 3600
+    assert answer == f"{hours:.2f} hours, about ${hours * 14:.1f}"
+    assert "18,865" in browser.evaluate("at('sums').innerText")
+    assert browser.problems() == []
+
+
+def test_calculator_follows_its_fields(browser):
+    browser.open(CALCULATOR)
+    browser.evaluate("at('gpu').value = 'H100'; at('gpu').onchange()")
+    assert browser.evaluate("at('price').value") == "3.5"
+    dollars = browser.evaluate("at('answer').textContent").split("$")[1]
+    fill(browser, count="16")
+    assert browser.evaluate("at('answer').textContent").split("$")[1] == dollars  # twice the GPUs, half of the time
+    browser.evaluate("at('model').value = '1558M'; at('model').onchange()")
+    assert browser.evaluate("at('tokens').value") == "33.6"
+    fill(browser, count="0")
+    assert browser.evaluate("at('answer').textContent") == "fill in every field"
+
+
+PLACES = [("04_first_kernels", "#kernel", 6), ("00_intro", "#model", 4)]
+
+
+@pytest.mark.parametrize(("page", "choice", "n_options"), PLACES)
+def test_figure_is_on_its_page(browser, page, choice, n_options):
+    browser.open(BOOK.parent / "_build" / "html" / f"{page}.html")
     browser.evaluate("document.querySelector('iframe').scrollIntoView()")
-    loaded = "document.querySelector('iframe').contentDocument.querySelector('#kernel').options.length"
-    assert browser.evaluate(loaded) == 6
+    loaded = f"document.querySelector('iframe').contentDocument.querySelector('{choice}').options.length"
+    assert browser.evaluate(loaded) == n_options
