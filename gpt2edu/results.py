@@ -43,6 +43,7 @@ ROW_OPTIONAL = {
     "ceiling_share": float,
     "torch_ms": float,
     "torch_ratio": float,
+    "sustained_ms": float,  # of a call in one long burst, at the clocks that the GPU can keep up
     "max_error": float,
     "baseline_error": float,
     "train_loss": list,  # nats a token, one a step
@@ -115,11 +116,25 @@ def load_results(name: str | None = None, folder: Path = RESULTS_DIR) -> list[Re
     """
     loaded = []
     for path in sorted(folder.glob(f"{name or '*'}.*.json")):
-        results = _read(path)
+        results = read_results(path)
         if path.name != f"{results.name}.{gpu_slug(results.gpu)}.json":
             raise Gpt2EduError(f"{path}: it holds {results.name} on {results.gpu}, which belongs in another file")
         loaded.append(results)
     return loaded
+
+
+def read_results(path: Path) -> Results:
+    """Return one results file, validated.
+
+    Raises:
+        Gpt2EduError: it is missing or not valid; the message names it.
+    """
+    try:
+        results = Results(**json.loads(path.read_text(encoding="utf-8")))
+        results.validate()
+    except (OSError, ValueError, TypeError) as problem:
+        raise Gpt2EduError(f"{path}: not a results file ({problem}); measure again with gpt2edu.bench") from problem
+    return results
 
 
 def write_results(
@@ -160,7 +175,7 @@ def stamp_results(path: Path, folder: Path = RESULTS_DIR) -> Path:
     Raises:
         Gpt2EduError: none of the last commits has the source that was measured.
     """
-    results = _read(path)
+    results = read_results(path)
     for commit in _git("rev-list", f"--max-count={COMMITS_SEARCHED}", "HEAD").split():
         entries = [line.split(maxsplit=3) for line in _git("ls-tree", "-r", commit, *SOURCE_FOLDERS).splitlines()]
         if results.versions["source"] == _fingerprint({name: blob for _, _, blob, name in entries}):
@@ -176,15 +191,6 @@ def _store(results: Results, folder: Path) -> Path:
         json.dump(dataclasses.asdict(results), file, indent=1, ensure_ascii=False)
         file.write("\n")
     return path
-
-
-def _read(path: Path) -> Results:
-    try:
-        results = Results(**json.loads(path.read_text(encoding="utf-8")))
-        results.validate()
-    except (OSError, ValueError, TypeError) as problem:
-        raise Gpt2EduError(f"{path}: not a results file ({problem}); measure again with gpt2edu.bench") from problem
-    return results
 
 
 def gpu_slug(gpu: str) -> str:

@@ -1,0 +1,50 @@
+"""Whole steps against each other, at toy size on a CPU."""
+
+import argparse
+
+import pytest
+import torch
+
+from gpt2edu import bench, bench_step
+from gpt2edu.results import load_results
+
+TOY = ["--device", "cpu", "-e", "d2,h2,c32,t32,v256", "-b", "2", "-t", "16", "-d", "64"]
+FEW = ["--blocks", "2", "--block-steps", "2", "--warmup", "1"]
+
+
+def test_train_loop_writes_a_results_file(tmp_path):
+    assert bench.main(["train_loop", *TOY, *FEW, "--output", str(tmp_path)]) == 0
+    (found,) = load_results("train_loop", tmp_path)
+    trainer, bare = found.rows
+    assert (trainer["variant"], bare["variant"]) == ("trainer, torch engine", "bare PyTorch loop")
+    assert trainer["n_runs"] == bare["n_runs"] == 4
+    assert trainer["torch_ratio"] == pytest.approx(bare["median_ms"] / trainer["median_ms"], rel=1e-5)
+    assert bare["torch_ratio"] == 1.0
+    assert bare["tokens_per_s"] == pytest.approx(64 / bare["median_ms"] * 1e3, rel=1e-5)
+    assert found.command.startswith("python -m gpt2edu.bench " + " ".join(["train_loop", *TOY, *FEW]))
+
+
+def test_step_compares_the_engines(tmp_path, monkeypatch):
+    engines = []
+    real = bench_step.trainer_step
+    monkeypatch.setattr(bench_step, "trainer_step", lambda run: engines.append(type(run.engine).__name__) or real(run))
+    tiny = ["--device", "cpu", "-e", "d1,h1,c16,t8,v60", "-b", "1", "-t", "8", "-d", "8"]
+    once = ["--blocks", "1", "--block-steps", "1", "--warmup", "0"]
+    assert bench.main(["step", *tiny, *once, "--output", str(tmp_path)]) == 0
+    (found,) = load_results("step", tmp_path)
+    numba, torch_row = found.rows
+    assert engines == ["NumbaEngine", "TorchEngine"]
+    assert (numba["op"], numba["variant"], torch_row["variant"]) == ("step", "numba", "torch")
+    assert numba["shape"] == {"B": 1, "T": 8, "tokens": 8, "L": 1, "C": 16, "V": 60, "recompute": 0}
+    assert numba["torch_ratio"] == pytest.approx(torch_row["median_ms"] / numba["median_ms"], rel=1e-5)
+
+
+def test_the_bare_loop_learns(tmp_path):
+    arguments = argparse.Namespace(model="d2,h2,c32,t32,v256", micro_batch=2, seq_len=16, total_batch=64, recompute=0)
+    settings = bench_step.train_settings(arguments, torch.device("cpu"), tmp_path)
+    settings.learning_rate = 1e-2
+    loop = bench_step.BareLoop(settings, 2, "fp32", torch.device("cpu"))
+    before = loop.losses(loop.inputs_BT, loop.targets_BT).mean().item()
+    for _ in range(5):
+        loop.step()
+    assert loop.losses(loop.inputs_BT, loop.targets_BT).mean().item() < before - 0.1
