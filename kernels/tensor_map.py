@@ -136,5 +136,5 @@ def _encoded(tensor_map: TensorMap, taken):
     )
     if status != driver.CUresult.CUDA_SUCCESS:
         raise ValueError(f"the driver refuses a tensor map of shape {tensor_map.shape}: {status.name}")
-    words = np.frombuffer(ctypes.string_at(encoded.getPtr(), 8 * N_WORDS), np.uint64)
+    words = np.frombuffer(ctypes.string_at(encoded.getPtr(), 8 * N_WORDS), np.uint64).copy()
     return cuda.to_device(words)

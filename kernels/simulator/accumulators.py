@@ -73,7 +73,7 @@ def _check_box(name: str, box: int, thread: int) -> None:
     """Check that the warp is together and the box lies where it may."""
     shared = current_thread().block.shared
     shared.check_address(int(box), BOX_BYTES, 1024)
-    shared.check_settled(int(box), BOX_BYTES)
+    shared.check_arrived(slice(int(box), int(box) + BOX_BYTES))
     warp_collective(name, FULL_MASK, None, None)
 
 

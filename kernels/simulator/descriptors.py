@@ -63,13 +63,22 @@ class Operand:
         return address ^ (address >> 7 & 7) << 4
 
 
-def read_operand(shared: SharedMemory, descriptor: int, n: int, steps: int, mn_major: bool) -> np.ndarray:
-    """Return the bits of an operand of all steps, of shape (n, 16 * steps)."""
+def operand_addresses(shared: SharedMemory, descriptor: int, n: int, steps: int, mn_major: bool) -> np.ndarray:
+    """Return the shared addresses of an operand's elements of all steps, of shape (n, 16 * steps).
+
+    Raises:
+        SimulatorError: Some of it is not there yet, lies outside, or was written by a thread without a fence.
+    """
     step = (16 * 128 if mn_major else 16 * 2) >> 4
     parts = [Operand.decode(descriptor + s * step, mn_major).addresses(n) for s in range(steps)]
     address = np.concatenate(parts, axis=1)
-    first, n_bytes = int(address.min()), int(address.max() - address.min()) + 2
-    shared.check_address(first, n_bytes, 2)
-    shared.check_settled(first, n_bytes)
+    first = int(address.min())
+    shared.check_address(first, int(address.max()) + 2 - first, 2)
+    shared.check_arrived(address)
     shared.check_fenced(address)
-    return shared.window[first : first + n_bytes].view(np.uint16)[(address - first) >> 1]
+    return address
+
+
+def bits_at(shared: SharedMemory, address: np.ndarray) -> np.ndarray:
+    """Return the bfloat16 elements at shared addresses."""
+    return shared.window[address].astype(np.uint16) | shared.window[address + 1].astype(np.uint16) << 8

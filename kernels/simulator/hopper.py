@@ -32,7 +32,6 @@ from kernels.simulator.elements import narrow, widen
 from kernels.simulator.errors import MisalignedError, SimulatorError, frame_location
 from kernels.simulator.execution import current_thread, order_is_reversed
 from kernels.simulator.memory import POISON, SimulatedArray
-from kernels.simulator.shared import InFlight
 
 CHUNK = 16
 """Bytes that TMA and the swizzle move as a whole."""
@@ -97,20 +96,19 @@ def _box(words: SimulatedArray, address: int, coordinates: tuple[int, ...]) -> B
 def _start_load(to_address: int, n_bytes: int, barrier: int, read: Callable[[], np.ndarray]) -> None:
     """Start a copy, made when the barrier is waited for; `read` gives the bytes as they are to lie in shared memory."""
     shared = current_thread().block.shared
-    to_address = int(to_address)
-    shared.check_settled(to_address, n_bytes)
-    target = shared.window[to_address : to_address + n_bytes]
-    target[:] = POISON
-    shared.forget_written(to_address, n_bytes)
-    in_flight = InFlight(to_address, to_address + n_bytes, frame_location(sys._getframe(2)))
-    shared.in_flight.append(in_flight)
+    here = slice(int(to_address), int(to_address) + n_bytes)
+    shared.check_arrived(here)
+    shared.check_free(here)
+    shared.forget_written(here)
+    shared.window[here] = POISON
+    claim = shared.arriving.add(here, f"started at {frame_location(sys._getframe(2))}")
     counts_at = find_barrier(barrier)
     if not counts_at.visible_to_tma:
         raise SimulatorError(f"mbarrier_init_fence is missing between mbarrier_init and TMA's use of {counts_at}")
 
     def copy() -> int:
-        target[:] = read()
-        shared.in_flight.remove(in_flight)
+        shared.window[here] = read()
+        shared.arriving.remove(claim)
         return n_bytes
 
     counts_at.copies.append(copy)
@@ -227,10 +225,12 @@ def _tma_store(words: SimulatedArray, coordinates: tuple[int, ...], from_address
     from_address = int(from_address)
     shared = current_thread().block.shared
     here = slice(from_address, from_address + box.n_bytes)
+    shared.check_arrived(here)
     shared.check_fenced(here)
+    claim = shared.being_read.add(here, f"a TMA store, started at {frame_location(sys._getframe(1))}")
 
     def read() -> Callable[[], None]:
-        shared.check_settled(from_address, box.n_bytes)
+        shared.being_read.remove(claim)
         chunks = shared.window[here].reshape(-1, CHUNK)[box.order()]
         part = chunks.reshape(-1).view(array.dtype).reshape(box.shape)[of_box]
 

@@ -26,12 +26,42 @@ _WINDOW_ALIGNMENT = 1024
 _ASYNC_ALIGNMENT = 128
 
 
-class InFlight(NamedTuple):
-    """A copy into shared memory that is under way."""
+class Claim(NamedTuple):
+    """Bytes that something under way will write or read."""
 
-    first: int
-    end: int
-    started_at: str
+    where: slice | np.ndarray
+    what: str
+
+
+class Claims:
+    """The claims of one kind on the bytes of shared memory."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._n_claims = np.zeros(n_bytes, np.int16)
+        self._claims: list[Claim] = []
+
+    def add(self, where: slice | np.ndarray, what: str) -> Claim:
+        """Claim the bytes at these addresses, each named once."""
+        claim = Claim(where, what)
+        self._claims.append(claim)
+        self._n_claims[where] += 1
+        return claim
+
+    def remove(self, claim: Claim) -> None:
+        """Give the bytes free."""
+        self._claims = [other for other in self._claims if other is not claim]
+        self._n_claims[claim.where] -= 1
+
+    def find(self, where: slice | np.ndarray) -> str | None:
+        """Return what claims any of the bytes at these addresses, or None."""
+        if not self._claims or not self._n_claims[where].any():
+            return None
+        for claim in self._claims:
+            claimed = np.zeros(self._n_claims.size, bool)
+            claimed[claim.where] = True
+            if claimed[where].any():
+                return claim.what
+        return None
 
 
 class SharedMemory:
@@ -47,7 +77,10 @@ class SharedMemory:
         self.dynamic_bytes = dynamic_bytes
         self.window = _aligned_bytes(dynamic_bytes + STATIC_SHARED_LIMIT + 16)
         self.used = dynamic_bytes
-        self.in_flight: list[InFlight] = []
+        self.arriving = Claims(self.window.size)
+        """What copies under way will fill."""
+        self.being_read = Claims(self.window.size)
+        """What products and stores under way will read."""
         self._unfenced: np.ndarray | None = None
         """By byte: 1 + the thread that wrote it and has not called `fence_async_shared` since, or 0."""
         self._written: dict[int, list[slice | np.ndarray]] = {}
@@ -103,20 +136,27 @@ class SharedMemory:
         """Return `n_bytes` of the window at a shared address that must be a multiple of `n_bytes`."""
         address = int(address)
         self.check_address(address, n_bytes, n_bytes)
-        self.check_settled(address, n_bytes)
+        self.check_arrived(slice(address, address + n_bytes))
         return self.window[address : address + n_bytes]
 
-    def check_settled(self, first: int, n_bytes: int) -> None:
-        """Refuse an access to bytes that a copy in flight is about to fill."""
-        for copy in self.in_flight:
-            if first < copy.end and copy.first < first + n_bytes:
-                raise SimulatorError(
-                    f"shared bytes {first} to {first + n_bytes} are the target of a copy that no wait has seen the end "
-                    f"of, started at {copy.started_at}"
-                )
+    def check_arrived(self, where: slice | np.ndarray) -> None:
+        """Refuse an access to bytes that a copy under way is about to fill."""
+        copy = self.arriving.find(where)
+        if copy:
+            raise SimulatorError(f"this shared memory is the target of a copy whose end no wait has seen yet, {copy}")
+
+    def check_free(self, where: slice | np.ndarray) -> None:
+        """Refuse to overwrite bytes that a product or a store is about to read."""
+        reader = self.being_read.find(where)
+        if reader:
+            raise SimulatorError(
+                f"this shared memory is still read by {reader}: wait for that before it is overwritten"
+            )
 
     def note_written(self, where: slice | np.ndarray) -> None:
         """Remember that the running thread writes the bytes at these addresses by ordinary stores."""
+        self.check_arrived(where)
+        self.check_free(where)
         rank = self._running_rank()
         if self._unfenced is None:
             self._unfenced = np.zeros(self.window.size, np.int16)
@@ -130,10 +170,10 @@ class SharedMemory:
             writers = self._unfenced[where]
             self._unfenced[where] = np.where(writers == rank + 1, 0, writers)
 
-    def forget_written(self, first: int, n_bytes: int) -> None:
+    def forget_written(self, where: slice) -> None:
         """Take bytes for written by a copy."""
         if self._unfenced is not None:
-            self._unfenced[first : first + n_bytes] = 0
+            self._unfenced[where] = 0
 
     def check_fenced(self, where: slice | np.ndarray) -> None:
         """Refuse to let TMA or wgmma read bytes that a thread wrote and did not fence."""
@@ -159,36 +199,32 @@ class SharedArray(SimulatedArray):
 
     def __getitem__(self, index):
         item = super().__getitem__(index)
-        if self._shared.in_flight and not isinstance(item, SimulatedArray):
-            self._shared.check_settled(*self._span(index))
+        if not isinstance(item, SimulatedArray):
+            self._shared.check_arrived(self._bytes(index))
         return item
 
     def __setitem__(self, index, value) -> None:
         super().__setitem__(index, value)
         if np.ndim(self.data[index]) == 0:
-            self._note(*self._span(index))
+            self._shared.note_written(self._bytes(index))
 
     def vector(self, index: int, n_bytes: int, *, is_store: bool = False) -> np.ndarray:
         """Return the elements of a vector access."""
         elements = super().vector(index, n_bytes)
         first = self._shared.address(self, index)
-        if is_store:
-            self._note(first, n_bytes)
-        else:
-            self._shared.check_settled(first, n_bytes)
+        check = self._shared.note_written if is_store else self._shared.check_arrived
+        check(slice(first, first + n_bytes))
         return elements
 
     def _part(self, data: np.ndarray) -> SharedArray:
         return SharedArray(data, self.name, self._shared)
 
-    def _span(self, index) -> tuple[int, int]:
+    def _bytes(self, index) -> slice:
+        """Return the shared addresses of an element."""
         indices = index if type(index) is tuple else (index,)
-        offset = sum(i * stride for i, stride in zip(indices, self.data.strides, strict=True))
-        return self._shared.address(self, 0) + offset, self.itemsize
-
-    def _note(self, first: int, n_bytes: int) -> None:
-        self._shared.check_settled(first, n_bytes)
-        self._shared.note_written(slice(first, first + n_bytes))
+        first = self._shared.address(self, 0)
+        first += sum(i * stride for i, stride in zip(indices, self.data.strides, strict=True))
+        return slice(first, first + self.itemsize)
 
 
 def _aligned_bytes(n_bytes: int) -> np.ndarray:

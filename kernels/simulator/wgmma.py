@@ -8,14 +8,21 @@ float64, and rounded once; PTX leaves the order and precision of the sum to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from kernels.simulator.barriers import GROUP_SIZE, group_collective
-from kernels.simulator.descriptors import K_STEP, read_operand, wgmma_descriptor, wgmma_descriptor_mn  # noqa: F401
+from kernels.simulator.descriptors import (  # noqa: F401
+    K_STEP,
+    bits_at,
+    operand_addresses,
+    wgmma_descriptor,
+    wgmma_descriptor_mn,
+)
 from kernels.simulator.elements import widen
-from kernels.simulator.errors import SimulatorError
+from kernels.simulator.errors import SimulatorError, frame_location
 from kernels.simulator.execution import Values, current_thread, order_is_reversed
 
 ROWS = 64
@@ -80,14 +87,14 @@ def _state() -> tuple[ProductGroups, int]:
     return groups, number
 
 
-def _same(values: list, what: str) -> object:
+def _same(values: Sequence, what: str) -> object:
     """Return what all threads of the warp group brought."""
     if any(value != values[0] for value in values):
         raise SimulatorError(f"{what} must be the same in all threads of a warp group")
     return values[0]
 
 
-def _before(accumulators: list, n: int) -> Product | np.ndarray:
+def _before(accumulators: Sequence, n: int) -> Product | np.ndarray:
     """Return what accumulators come from: a product under way, or the floats that the threads hold."""
     if any(len(acc) != n for acc in accumulators):
         raise SimulatorError(f"this product has {n} accumulators a thread, not {len(accumulators[0])}")
@@ -122,29 +129,29 @@ def _start(n: int, before: Product | np.ndarray | None, compute: Callable[[], np
     return dict.fromkeys(range(GROUP_SIZE), held)
 
 
-def _check_readable(descriptor: int, n: int, steps: int, mn_major: bool) -> None:
-    """Check an operand when the product starts, before it is read."""
-    read_operand(current_thread().block.shared, descriptor, n, steps, mn_major)
+def _operand(descriptor: int, n: int, steps: int, mn_major: bool) -> Callable[[], np.ndarray]:
+    """Check and claim an operand in shared memory; what is returned reads it, as float64, and ends the claim."""
+    shared = current_thread().block.shared
+    address = operand_addresses(shared, int(descriptor), n, steps, mn_major)
+    both_bytes = np.stack([address, address + 1])
+    claim = shared.being_read.add(both_bytes, f"a product, started at {frame_location(sys._getframe())}")
+
+    def read() -> np.ndarray:
+        shared.being_read.remove(claim)
+        return widen(bits_at(shared, address)).astype(np.float64)
+
+    return read
 
 
 def _ss(name: str, columns: int, steps: int, a_mn: bool, b_mn: bool, grouped: bool, brought: tuple):
     """Start a product of two operands in shared memory; `brought` is (acc or None, descriptors, keep)."""
-    shared = current_thread().block.shared
 
     def combine(values: Values) -> Values:
-        each = [values[rank] for rank in range(GROUP_SIZE)]
-        a = int(_same([value[1] for value in each], "descriptor_a"))
-        b = int(_same([value[2] for value in each], "descriptor_b"))
-        keep = bool(_same([bool(value[3]) for value in each], "keep"))
-        before = _before([value[0] for value in each], columns // 2) if each[0][0] is not None else None
-        _check_readable(a, ROWS, steps, a_mn)
-        _check_readable(b, columns, steps, b_mn)
-
-        def compute() -> np.ndarray:
-            a_MK = widen(read_operand(shared, a, ROWS, steps, a_mn)).astype(np.float64)
-            return a_MK @ widen(read_operand(shared, b, columns, steps, b_mn)).astype(np.float64).T
-
-        return _start(columns // 2, before if keep else None, compute, grouped)
+        accumulators, a, b, keep = zip(*(values[rank] for rank in range(GROUP_SIZE)), strict=True)
+        before = _before(accumulators, columns // 2) if _same([bool(k) for k in keep], "keep") else None
+        read_a = _operand(_same(a, "descriptor_a"), ROWS, steps, a_mn)
+        read_b = _operand(_same(b, "descriptor_b"), columns, steps, b_mn)
+        return _start(columns // 2, before, lambda: read_a() @ read_b().T, grouped)
 
     return group_collective(name, brought, combine)
 
@@ -177,21 +184,15 @@ def _a_in_registers(words: np.ndarray) -> np.ndarray:
 
 def _rs(name: str, columns: int, steps: int, b_mn: bool, grouped: bool, brought: tuple):
     """Start a product of A in registers and B in shared memory; `brought` is (acc or None, words, descriptor)."""
-    shared = current_thread().block.shared
 
     def combine(values: Values) -> Values:
-        each = [values[rank] for rank in range(GROUP_SIZE)]
-        b = int(_same([value[2] for value in each], "descriptor_b"))
-        a_MK = _a_in_registers(np.array([value[1] for value in each], np.uint32))
+        accumulators, words, b = zip(*(values[rank] for rank in range(GROUP_SIZE)), strict=True)
+        a_MK = _a_in_registers(np.array(words, np.uint32))
         if a_MK.shape[1] != K_STEP * steps:
             raise SimulatorError(f"{steps} steps need {4 * steps} words of A a thread, not {a_MK.shape[1] // 4}")
-        before = _before([value[0] for value in each], columns // 2) if each[0][0] is not None else None
-        _check_readable(b, columns, steps, b_mn)
-
-        def compute() -> np.ndarray:
-            return a_MK @ widen(read_operand(shared, b, columns, steps, b_mn)).astype(np.float64).T
-
-        return _start(columns // 2, before, compute, grouped)
+        before = _before(accumulators, columns // 2) if accumulators[0] is not None else None
+        read_b = _operand(_same(b, "descriptor_b"), columns, steps, b_mn)
+        return _start(columns // 2, before, lambda: a_MK @ read_b().T, grouped)
 
     return group_collective(name, brought, combine)
 
