@@ -31,7 +31,7 @@ EVICT_LAST = 0x14F0000000000000
 """Cache policies: what createpolicy.fractional.L2::evict_first and evict_last give for the fraction 1.0."""
 
 
-def _effects(text: str, operands: str, *, results: str = ""):
+def _effects(text: str, operands: str):
     """Generate an instruction that reads or writes memory or synchronises; an array stands for its address."""
 
     def generate(context, builder, signature, arguments):
@@ -40,8 +40,8 @@ def _effects(text: str, operands: str, *, results: str = ""):
             element_pointer(context, builder, kind, value, zero) if isinstance(kind, types.Array) else value
             for kind, value in zip(signature.args, arguments, strict=True)
         ]
-        result = emit(builder, text, results, operands, values, effects=True)
-        return result if results else context.get_dummy_value()
+        emit(builder, text, "", operands, values, effects=True)
+        return context.get_dummy_value()
 
     return generate
 
@@ -187,12 +187,6 @@ def tma_reduce_add_2d(typing_context, tensor_map, x, y, from_address):
 
 
 @instruction
-def tma_reduce_add_3d(typing_context, tensor_map, x, y, z, from_address):
-    """Like tma_reduce_add_2d for an array of three axes [Asynchronous copy: cp.reduce.async.bulk.tensor]."""
-    return _tma_store("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile", 3, tensor_map)
-
-
-@instruction
 def bulk_load(typing_context, to_address, array, index, n_bytes, barrier):
     """Start to copy `n_bytes` from element `index` of an array to a shared address; they count at `barrier`.
 
@@ -271,9 +265,8 @@ def barrier_arrive(typing_context, number, n_threads):
 @instruction
 def warp_uniform(typing_context, x):
     """Return lane 0's number in all lanes of the warp, so that the compiler knows it to be the same [shfl.sync.idx]."""
-    return types.uint32(types.uint32), on_registers(
-        "shfl.sync.idx.b32 $0, $1, 0, 31, 0xffffffff;", "r", "r", effects=True
-    )
+    text = "shfl.sync.idx.b32 $0, $1, 0, 31, 0xffffffff;"
+    return types.uint32(types.uint32), on_registers(text, "r", "r", effects=True)
 
 
 @instruction
@@ -289,3 +282,19 @@ def increase_registers(typing_context, n):
 def decrease_registers(typing_context, n):
     """Give up all but `n` registers of each thread of this warp group, for others to take [setmaxnreg.dec]."""
     return _with_literal("setmaxnreg.dec.sync.aligned.u32 %d;", n)
+
+
+# ---- global memory -------------------------------------------------------------------------------------------------
+
+
+@instruction
+def add_pair(typing_context, array, index, x, y):
+    """Add to two neighbouring float32, the first at a multiple of 8 bytes, without waiting [red.global.add.v2.f32]."""
+
+    def generate(context, builder, signature, arguments):
+        array, index, x, y = arguments
+        pointer = element_pointer(context, builder, signature.args[0], array, index)
+        emit(builder, "red.global.add.v2.f32 [$0], {$1, $2};", "", "lff", [pointer, x, y], effects=True)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.float32, types.float32), generate

@@ -269,10 +269,6 @@ def tma_reduce_add_2d(words: SimulatedArray, x: int, y: int, from_address: int) 
     _tma_store(words, (x, y), from_address, adds=True)
 
 
-def tma_reduce_add_3d(words: SimulatedArray, x: int, y: int, z: int, from_address: int) -> None:
-    _tma_store(words, (x, y, z), from_address, adds=True)
-
-
 def bulk_commit() -> None:
     _stores().unread.append([])
 
