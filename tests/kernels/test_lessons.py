@@ -7,6 +7,7 @@ import pytest
 
 from kernels import SIMULATED, host
 from kernels.lessons import first_kernels as lessons
+from kernels.lessons.tensor_core import tensor_core_kernel
 from kernels.simulator import DivergenceError, OutOfBoundsError, reversed_order
 
 needs_simulator = pytest.mark.skipif(not SIMULATED, reason="a GPU does not report this")
@@ -52,3 +53,11 @@ def test_mistakes_are_reported():
     out = run(lessons.reverse_without_barrier_kernel, 1, lessons.BLOCK, x.size, x)
     assert np.isnan(out[: x.size // 2]).all()
     np.testing.assert_array_equal(out[x.size // 2 :], x[: x.size // 2][::-1])
+
+
+def test_one_tensor_core_product():
+    rng = np.random.default_rng(3)
+    a, b = (host.rounded(rng.normal(size=shape), "bfloat16") for shape in ((16, 16), (16, 8)))
+    out = host.to_device(np.full(128, np.nan, np.float32))
+    tensor_core_kernel[1, 32](out, host.to_device(a.ravel(), "bfloat16"), host.to_device(b.ravel(), "bfloat16"))
+    assert host.max_error(host.values(out).reshape(16, 8), a @ b) < 1e-5
