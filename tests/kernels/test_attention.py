@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import host
-from kernels.attention import LADDER, attention_backward, attention_forward, reference, step3_flash, step4_tensor_cores
+from kernels import SIMULATED, host
+from kernels.architecture import architecture, force_architecture
+from kernels.attention import (
+    LADDER,
+    attention_backward,
+    attention_forward,
+    reference,
+    step3_flash,
+    step4_tensor_cores,
+    step6_wgmma,
+    step7_pipelined,
+)
 
 DTYPES = ["float32", "bfloat16"]
 SHAPES = [(1, 1, 1, 1), (2, 5, 2, 3), (1, 35, 1, 40)]  # B, T, H, D
@@ -21,6 +31,11 @@ def random_case(shape, dtype):
     return [host.rounded(rng.standard_normal(s), dtype) for s in ((B, T, 3 * H * D), (B, T, H * D))]
 
 
+def poisoned(shape, dtype):
+    """An array of NaN: what is not written, or read before it is written, shows."""
+    return host.to_device(np.full(shape, np.nan), dtype)
+
+
 def check(result, expected, plain, dtype) -> None:
     assert host.max_error(result, expected) <= host.error_bound(plain, expected, dtype)
 
@@ -30,21 +45,25 @@ def run_once(prepared, *outputs) -> list[np.ndarray]:
     return [host.values(array) for array in outputs]
 
 
-def check_both_directions(step, shape, dtype, execute) -> None:
+def check_forward(step, shape, dtype, execute):
+    """Check the outputs, and return all arrays, which backward needs."""
     B, T, H, D = shape
-    qkv, grad_out = random_case(shape, dtype)
-    out, logsumexp = host.to_device(np.zeros((B, T, H * D)), dtype), host.to_device(np.zeros((B, H, T)), "float32")
-    scratch, d_qkv = (
-        host.to_device(np.zeros(step.attention_scratch_size(B, T, H)), "float32"),
-        host.to_device(qkv, dtype),
-    )
+    qkv, _ = random_case(shape, dtype)
+    out, logsumexp = poisoned((B, T, H * D), dtype), poisoned((B, H, T), "float32")
+    scratch, d_qkv = poisoned(step.attention_scratch_size(B, T, H), "float32"), host.to_device(qkv, dtype)
     results = execute(step.attention_forward.prepare(out, logsumexp, scratch, d_qkv), out, logsumexp)
     expected = reference.attention_forward(qkv, H)
     plain = reference.attention_forward(qkv.astype(np.float32), H)
     for result, wanted, yardstick, kind in zip(results, expected, plain, (dtype, "float32"), strict=True):
         check(result, wanted, yardstick, kind)
+    return out, logsumexp, scratch, d_qkv
 
-    grad_qkv = host.to_device(np.zeros_like(qkv), dtype)
+
+def check_both_directions(step, shape, dtype, execute) -> None:
+    out, logsumexp, scratch, d_qkv = check_forward(step, shape, dtype, execute)
+    qkv, grad_out = random_case(shape, dtype)
+    H = shape[2]
+    grad_qkv = poisoned(qkv.shape, dtype)
     arguments = grad_qkv, scratch, host.to_device(grad_out, dtype), out, d_qkv, logsumexp
     (result,) = execute(step.attention_backward.prepare(*arguments), grad_qkv)
     wanted = reference.attention_backward(grad_out, qkv, H)
@@ -93,18 +112,22 @@ def test_tiles_have_the_same_bits_every_way(step, shape, dtype, run_every_way):
 @pytest.mark.parametrize("step", STEPS)
 def test_the_future_is_not_seen(step):
     """A change of later tokens changes nothing before them; nor do gradients flow to later tokens."""
-    B, T, H, D = 1, 5, 1, 16
+    check_the_future_is_not_seen(step, T=5, D=16)
+
+
+def check_the_future_is_not_seen(step, T, D):
+    B, H, last = 1, 1, T - 2
     results = []
     for change in (0.0, 100.0):
         qkv, grad_out = random_case((B, T, H, D), "bfloat16")
-        qkv[:, 3:] += change
-        grad_out[:, 3:] = 0
+        qkv[:, last:] += change
+        grad_out[:, last:] = 0
         results.append(run_both_directions(step, qkv, grad_out, H))
     for before, after in zip(*results, strict=True):
-        np.testing.assert_array_equal(before[:, :3], after[:, :3])
+        np.testing.assert_array_equal(before[:, :last], after[:, :last])
     out, grad_qkv = results[1]
-    assert (out[:, 3:] != results[0][0][:, 3:]).any()
-    assert (grad_qkv[:, 3:] == 0).all()
+    assert (out[:, last:] != results[0][0][:, last:]).any()
+    assert (grad_qkv[:, last:] == 0).all()
 
 
 def run_both_directions(step, qkv, grad_out, H):
@@ -128,6 +151,76 @@ def test_tensor_cores_are_used_when_they_can_be_fed():
         assert kernel_of(D, "bfloat16") is step4_tensor_cores.FORWARD_KERNELS[D]
     for case in [(64, "float32"), (48, "bfloat16"), (64, "bfloat16", 1)]:
         assert kernel_of(*case) is step3_flash.attention_forward_kernel
+
+
+# ---- Hopper --------------------------------------------------------------------------------------------------------
+
+HOPPER_CHECKS = {step6_wgmma: check_forward, step7_pipelined: check_both_directions}
+HOPPER_STEPS = [pytest.param(step, id=step.__name__.rpartition(".")[2]) for step in HOPPER_CHECKS]
+
+
+@pytest.fixture
+def hopper():
+    """Let the Hopper kernels be taken, in the simulator too."""
+    if SIMULATED:
+        force_architecture("sm_90a")
+    elif architecture() != "sm_90a":
+        pytest.skip("this GPU has no wgmma")
+    yield
+    force_architecture(None)
+
+
+def sizes_for_hopper():
+    """B, T, H: one query, one tile, the middle of a second one, a whole block; on a GPU also long loops, and odd T."""
+    small = [(1, 1, 1), (1, 64, 1), (2, 65, 1), (1, 193, 1)]
+    slow = [pytest.param((1, 450, 1), marks=pytest.mark.slow)]
+    return small + (slow if SIMULATED else [(1, 17, 2), (2, 1000, 3), (1, 1023, 2), (3, 2049, 5)])
+
+
+@pytest.mark.parametrize("size", sizes_for_hopper())
+@pytest.mark.parametrize("step", HOPPER_STEPS)
+def test_warp_groups(step, size, hopper):
+    """The values of many iterations matter: ptxas has been seen to overwrite registers that a loop does not change."""
+    HOPPER_CHECKS[step](step, (*size, 64), "bfloat16", run_once)
+
+
+@pytest.mark.parametrize("step", HOPPER_STEPS)
+def test_warp_groups_have_the_same_bits_every_way(step, hopper, run_every_way):
+    HOPPER_CHECKS[step](step, (2, 3, 1, 64), "bfloat16", run_every_way)
+
+
+def test_warp_groups_do_not_see_the_future(hopper):
+    check_the_future_is_not_seen(step7_pipelined, T=70, D=64)
+
+
+def test_large_scores_are_rescaled(hopper):
+    """Scores that grow from the last keys to the first by far more than the growth that needs no rescaling."""
+    qkv, _ = random_case((1, 300, 1, 64), "bfloat16")
+    qkv[:, :150, 64:128] = host.rounded(qkv[:, :150, 64:128] * 40, "bfloat16")
+    out, logsumexp = poisoned((1, 300, 64), "bfloat16"), poisoned((1, 1, 300), "float32")
+    scratch = poisoned(step7_pipelined.attention_scratch_size(1, 300, 1), "float32")
+    step7_pipelined.attention_forward(out, logsumexp, scratch, host.to_device(qkv, "bfloat16"))
+    expected = reference.attention_forward(qkv, 1)
+    plain = reference.attention_forward(qkv.astype(np.float32), 1)
+    check(host.values(out), expected[0], plain[0], "bfloat16")
+    check(host.values(logsumexp), expected[1], plain[1], "float32")
+
+
+@pytest.mark.parametrize("step", HOPPER_STEPS)
+def test_warp_groups_are_used_when_they_can_be(step, hopper):
+    def module_of(D, dtype):
+        out, rows = poisoned((1, 2, D), dtype), poisoned((1, 1, 2), "float32")
+        scratch = poisoned(step.attention_scratch_size(1, 2, 1), "float32")
+        return step.attention_forward.prepare(out, rows, scratch, poisoned((1, 2, 3 * D), dtype))[0].kernel.__module__
+
+    assert module_of(64, "bfloat16") == step.__name__
+    assert module_of(64, "float32") != step.__name__
+    assert module_of(32, "bfloat16") != step.__name__
+    force_architecture("sm_80")
+    assert module_of(64, "bfloat16") != step.__name__
+
+
+# ---- all steps -----------------------------------------------------------------------------------------------------
 
 
 def test_reference_is_torch():

@@ -1,0 +1,122 @@
+"""Attention forward on Hopper: what steps 6 and 7 share, which is all but the work of the consumers.
+
+A block owns 192 queries of a head, a consumer 64 of them, and meets 128 keys and values at a time, the last ones first.
+Blocks are counted from the end of the sequence, where queries see the most keys; the last block may hang over its
+beginning. Of the keys that the block meets, a consumer passes over those that all its queries come before.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+from numba import cuda, float32, int32, uint32
+
+from kernels.accumulators import pack_accumulators, store_bf16_box, zero_accumulators
+from kernels.attention.hopper import (
+    GROUP,
+    HEAD_SIZE,
+    OWN_STAGES,
+    QUERIES,
+    QUERY_CONSUMERS,
+    ROWS,
+    SWIZZLE_BYTES,
+    TILE_BYTES,
+    advance_device,
+    announce_device,
+    at_device,
+    barrier_bytes,
+    before_store_device,
+    first_query_device,
+    index_of_turn_device,
+    load_tiles_device,
+    n_query_pieces_device,
+    own_place_device,
+    persistent_grid,
+    piece_of_index_device,
+    stages_seen_device,
+    start_device,
+    tile_map,
+)
+from kernels.attention.hopper_rows import SCALE, own_row_device, scaled_rows
+from kernels.launch import Launch, ceil_div
+from kernels.ptx_hopper import bulk_commit, tma_store_3d
+from kernels.wgmma import wgmma_rs, wgmma_ss_new, wgmma_wait_for
+
+SIGNATURE = "void(uint64[::1], float32[::1], uint64[::1], int64, int64)"
+
+CONSUMERS = QUERY_CONSUMERS
+KEYS = 128  # of a stage
+STAGES = 4
+BLOCK = (1 + CONSUMERS) * GROUP
+PRODUCER_REGISTERS, CONSUMER_REGISTERS = 32, 160  # 128 a thread at the start, 65,536 in all
+HEADS_TOGETHER = 66
+
+# where everything is in shared memory
+QUERY_BYTES = CONSUMERS * TILE_BYTES
+KEY_BYTES = KEYS // ROWS * TILE_BYTES
+KEYS_AT = OWN_STAGES * QUERY_BYTES
+VALUES_AT = KEYS_AT + STAGES * KEY_BYTES
+OUT_AT = VALUES_AT + STAGES * KEY_BYTES
+BARRIERS_AT = OUT_AT + CONSUMERS * TILE_BYTES
+SHARED_BYTES = BARRIERS_AT + barrier_bytes(STAGES) + SWIZZLE_BYTES
+
+SCORES, SUMS = KEYS // 2, HEAD_SIZE // 2  # floats of a thread
+multiply_by_keys = wgmma_ss_new(KEYS)
+add_weighted_values = wgmma_rs(HEAD_SIZE, KEYS // 16, b_mn_major=True)
+scores_are_there = wgmma_wait_for(SCORES)
+sums_are_there = wgmma_wait_for(SUMS)
+zero_sums = zero_accumulators(SUMS)
+pack_weights = pack_accumulators(SCORES)
+write_out = store_bf16_box(SUMS)
+
+
+@cuda.jit(device=True)
+def produce_device(qkv_map, base, rings, T, H, n_heads):
+    """Copy, as one thread, the queries of each piece of work and the keys and values that they see."""
+    C = H * HEAD_SIZE
+    place = start_device()
+    turn = uint32(0)
+    index = index_of_turn_device(turn)
+    while index < n_query_pieces_device(T) * n_heads:
+        piece = piece_of_index_device(index, n_query_pieces_device(T), n_heads, H, HEADS_TOGETHER)
+        b, column, first = piece.b, piece.column, first_query_device(piece, T)
+        own = own_place_device(turn)
+        barrier = announce_device(rings.own_empty, rings.own_full, own, QUERY_BYTES)
+        load_tiles_device(at_device(base, own, QUERY_BYTES), CONSUMERS, qkv_map, column, first, b, barrier)
+        n = stages_seen_device(first, QUERIES, T, KEYS)
+        while n > 0:
+            n = int32(n - 1)
+            barrier = announce_device(rings.empty, rings.first_full, place, KEY_BYTES)
+            address = at_device(base + KEYS_AT, place, KEY_BYTES)
+            load_tiles_device(address, KEYS // ROWS, qkv_map, column + C, n * KEYS, b, barrier)
+            barrier = announce_device(rings.empty, rings.second_full, place, KEY_BYTES)
+            address = at_device(base + VALUES_AT, place, KEY_BYTES)
+            load_tiles_device(address, KEYS // ROWS, qkv_map, column + 2 * C, n * KEYS, b, barrier)
+            place = advance_device(place, STAGES)
+        turn = uint32(turn + 1)
+        index = index_of_turn_device(turn)
+
+
+@cuda.jit(device=True)
+def store_rows_device(sums, total, total_8, greatest, greatest_8, out_map, logsumexp_I, box, piece, first, T):
+    """Divide the sums by the totals, and store them and the log-sum-exp of each query."""
+    thread = cuda.threadIdx.x % GROUP
+    write_out(scaled_rows(sums, float32(1) / total, float32(1) / total_8), box, uint32(thread))
+    before_store_device()
+    if thread == 0:
+        tma_store_3d(out_map, piece.column, first, piece.b, box)
+        bulk_commit()
+    query = first + own_row_device()
+    if thread & 3 == 0 and query < T:
+        logsumexp_I[piece.head * T + query] = greatest * SCALE + math.log(total)
+    if thread & 3 == 0 and query + 8 < T:
+        logsumexp_I[piece.head * T + query + 8] = greatest_8 * SCALE + math.log(total_8)
+
+
+def forward_launch(kernel, a: SimpleNamespace, sizes: SimpleNamespace, stream: object) -> Launch:
+    """Return the launch of a forward kernel on what `common.take_forward` gave."""
+    B, T, H = sizes.B, sizes.T, sizes.H
+    maps = tile_map(a.out_NC, B, T), tile_map(a.qkv_NE, B, T)
+    arguments = (maps[0].array, a.logsumexp_I, maps[1].array, T, H)
+    return Launch(kernel, persistent_grid(B * H * ceil_div(T, QUERIES)), BLOCK, arguments, stream, SHARED_BYTES)
