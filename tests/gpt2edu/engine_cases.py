@@ -115,12 +115,12 @@ def engine_results(engine, inputs, targets):
     return {"logits": logits, "losses": losses, **by_name(engine.config, gradients)}
 
 
-def check_against_float64(config, dtype, recompute, T=7):
+def check_against_float64(config, dtype, recompute, T=7, **settings):
     """Each root mean square error is at most twice that of the plain version, or of two roundings."""
     flat = start_weights(config)
     torch_dtype, name_of_dtype = {"fp32": (torch.float32, "float32"), "bf16": (torch.bfloat16, "bfloat16")}[dtype]
     flat = flat.to(torch_dtype).float()
-    engine = make_engine(config, dtype=dtype, recompute=recompute)
+    engine = make_engine(config, dtype=dtype, recompute=recompute, **settings)
     engine.flat_parameters.copy_(flat)
     inputs, targets = batch(T=T, config=config)
     parameters = by_name(config, flat.numpy().astype(np.float64))
