@@ -120,6 +120,27 @@ def test_floats_are_launched_as_float32_and_empty_grids_not_at_all():
     Launch(add_kernel, (1, 0), 32, (None, None))()
 
 
+@cuda.jit
+def last_float_kernel(out, n):
+    shared = cuda.shared.array(0, float32)
+    if cuda.threadIdx.x == 0:
+        shared[n - 1] = float32(7)
+    cuda.syncthreads()
+    out[cuda.threadIdx.x] = shared[n - 1]
+
+
+@pytest.mark.parametrize("n_bytes", [4096, 60 * 1024, 120 * 1024, 60 * 1024])
+def test_more_shared_memory_than_every_kernel_may_use(n_bytes):
+    out = device_array(32)
+    Launch(last_float_kernel, 1, 32, (out, n_bytes // 4), 0, n_bytes)()
+    np.testing.assert_array_equal(host.to_host(out), 7)
+
+
+def test_more_shared_memory_than_there_is():
+    with pytest.raises(ValueError, match="232449 bytes of shared memory are more than the 232448"):
+        Launch(last_float_kernel, 1, 32, (), 0, 232449)
+
+
 @pytest.mark.skipif(SIMULATED, reason="streams of a GPU")
 @pytest.mark.gpu
 def test_stream_of_torch():

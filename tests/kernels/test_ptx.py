@@ -100,6 +100,41 @@ def test_exp2_and_reciprocal():
         np.testing.assert_allclose(inverses, 1 / flushed, rtol=2.0**-22)
 
 
+def test_log2_and_maximum():
+    @cuda.jit
+    def kernel(logarithms, greater, x, y):
+        t = cuda.threadIdx.x
+        logarithms[t] = ptx.log2(x[t])
+        greater[t] = ptx.maximum(x[t], y[t])
+
+    x = np.concatenate([2.0 ** RNG.uniform(-120, 120, 250), [0.0, np.inf, 1.0, 1e-40, -1.0, np.nan]]).astype(np.float32)
+    y = x[::-1].copy()
+    logarithms, greater, *_ = run(kernel, x.size, np.zeros_like(x), np.zeros_like(x), x, y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = np.log2(np.where(np.abs(x) < 2.0**-126, 0, x).astype(np.float64))
+    np.testing.assert_allclose(logarithms, expected, rtol=2.0**-21, atol=2.0**-21)
+    np.testing.assert_array_equal(greater, np.fmax(x, y))
+
+
+def test_shared_memory_by_address():
+    @cuda.jit
+    def kernel(out, words, inp):
+        tile = cuda.shared.array(128, float32, 16)
+        t = cuda.threadIdx.x
+        ptx.store_shared_float(ptx.shared_address(tile, t), inp[t])
+        cuda.syncthreads()
+        out[t] = ptx.load_shared_float(ptx.shared_address(tile, 127 - t))
+        if t < 32:
+            four = ptx.load_shared_128(ptx.shared_address(tile, 4 * t))
+            for i in range(4):
+                words[4 * t + i] = four[i]
+
+    inp = RNG.standard_normal(128).astype(np.float32)
+    out, words, _ = run(kernel, 128, np.zeros_like(inp), np.zeros(128, np.uint32), inp)
+    np.testing.assert_array_equal(out, inp[::-1])
+    np.testing.assert_array_equal(words, inp.view(np.uint32))
+
+
 def test_128_bit_loads_and_stores():
     @cuda.jit
     def kernel(out, out_streaming, inp):

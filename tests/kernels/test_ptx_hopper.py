@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -553,3 +555,22 @@ def test_wgmma_with_a_in_registers(columns, b_mn):
     out, *_ = run(kernel, 128, np.zeros((128, n), np.float32), *inputs)
     expected = accumulators_of(host.from_bf16(a_MK).astype(np.float64) @ host.from_bf16(b_NK).T.astype(np.float64))
     np.testing.assert_allclose(out, 3 * expected, rtol=1e-5, atol=1e-4)
+
+
+def test_add_pair():
+    @cuda.jit
+    def kernel(total):
+        ptx_hopper.add_pair(total, 2 * (cuda.threadIdx.x % 4), float32(1), float32(cuda.threadIdx.x // 4))
+
+    (total,) = run(kernel, 32, np.ones(8, np.float32), shared_bytes=0)
+    np.testing.assert_array_equal(total, [9, 29] * 4)
+
+
+def test_every_instruction_is_documented_with_its_manual_section():
+    n = 0
+    for module in (ptx_hopper, wgmma):
+        for name, operation in vars(module).items():
+            if re.match("mbarrier_|tma_|bulk_|barrier_|wgmma_|stmatrix_|(in|de)crease_registers", name):
+                assert re.search(r"\[.+\]", operation.__doc__), name
+                n += 1
+    assert n > 35
