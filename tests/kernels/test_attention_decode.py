@@ -1,0 +1,73 @@
+"""One new token a sequence: the last row of what attention over all rows gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels import SIMULATED, host
+from kernels.attention import reference
+from kernels.attention.decode import attention_decode, attention_decode_scratch_size
+
+CASES = [  # B, T, H, D, position
+    (1, 1, 1, 1, 0),
+    (2, 5, 3, 3, 2),
+    (2, 40, 2, 64, 39),
+    (1, 300, 1, 16, 255),
+    (1, 300, 2, 40, 256),
+    (1, 3, 1, 128, 1),
+]
+ON_A_GPU = [(3, 1024, 12, 64, 1023), (2, 8192, 4, 128, 8000)]
+
+
+def case(B, T, H, D, dtype):
+    rng = np.random.default_rng(B * T * H * D)
+    return host.rounded(rng.standard_normal((B, T, 3 * H * D)), dtype)
+
+
+def prepared(qkv, H, t, dtype):
+    B, T, E = qkv.shape
+    later_is_poison = qkv.copy()
+    later_is_poison[:, t + 1 :] = np.nan
+    out = host.to_device(np.full((B, E // 3), np.nan), dtype)
+    scratch = np.full(attention_decode_scratch_size(B, T, H, E // (3 * H)), np.nan)
+    launches = attention_decode.prepare(
+        out, host.to_device(scratch, "float32"), host.to_device(later_is_poison, dtype), H, t
+    )
+    return launches, out
+
+
+def check(result, qkv, H, t, dtype):
+    expected = reference.attention_forward(qkv[:, : t + 1], H)[0][:, t]
+    plain = reference.attention_forward(qkv[:, : t + 1].astype(np.float32), H)[0][:, t]
+    assert host.max_error(result, expected) <= host.error_bound(plain, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("B", "T", "H", "D", "t"), CASES + ([] if SIMULATED else ON_A_GPU))
+def test_is_the_last_row_of_forward(B, T, H, D, t, dtype):
+    qkv = case(B, T, H, D, dtype)
+    launches, out = prepared(qkv, H, t, dtype)
+    launches()
+    check(host.values(out), qkv, H, t, dtype)
+
+
+def test_same_bits_every_way(run_every_way):
+    qkv = case(2, 140, 1, 8, "bfloat16")
+    launches, out = prepared(qkv, 1, 135, "bfloat16")
+    (result,) = run_every_way(launches, out)
+    check(result, qkv, 1, 135, "bfloat16")
+
+
+def test_refusals():
+    def arrays(C=8, E=24, S=100):
+        return [host.to_device(np.zeros(shape), "float32") for shape in ((1, C), (S,), (1, 3, E))]
+
+    with pytest.raises(ValueError, match="8 channels and a qkv of 24 do not belong to 3 heads"):
+        attention_decode(*arrays(), 3, 0)
+    with pytest.raises(ValueError, match="the head size is 136; at most 128"):
+        attention_decode(*arrays(136, 408), 1, 0)
+    with pytest.raises(ValueError, match="position 3 is not one of the 3"):
+        attention_decode(*arrays(), 1, 3)
+    with pytest.raises(ValueError, match="scratch_S has 9 elements; 10 are needed"):
+        attention_decode(*arrays(S=9), 1, 2)
