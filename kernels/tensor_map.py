@@ -31,7 +31,8 @@ class TensorMap:
 
     Attributes:
         array: What a kernel takes: uint64 of shape (16,).
-        shape: Elements along each axis; the last one is contiguous. What lies outside is loaded as zeros, not stored.
+        shape: Elements along each axis; the last one is contiguous. What lies outside is loaded as zeros and not
+            stored, but for one thing: a store fills the last 16 bytes of a row that the shape cuts through.
         box: Elements along each axis of what one instruction copies.
         box_bytes: Bytes of a box, which a barrier has to expect: all of them, also where it hangs over the edge.
     """

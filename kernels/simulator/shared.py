@@ -38,25 +38,25 @@ class Claims:
 
     def __init__(self, n_bytes: int) -> None:
         self._n_claims = np.zeros(n_bytes, np.int16)
-        self._claims: list[Claim] = []
+        self.under_way: list[Claim] = []
 
     def add(self, where: slice | np.ndarray, what: str) -> Claim:
         """Claim the bytes at these addresses, each named once."""
         claim = Claim(where, what)
-        self._claims.append(claim)
+        self.under_way.append(claim)
         self._n_claims[where] += 1
         return claim
 
     def remove(self, claim: Claim) -> None:
         """Give the bytes free."""
-        self._claims = [other for other in self._claims if other is not claim]
+        self.under_way = [other for other in self.under_way if other is not claim]
         self._n_claims[claim.where] -= 1
 
     def find(self, where: slice | np.ndarray) -> str | None:
         """Return what claims any of the bytes at these addresses, or None."""
-        if not self._claims or not self._n_claims[where].any():
+        if not self.under_way or not self._n_claims[where].any():
             return None
-        for claim in self._claims:
+        for claim in self.under_way:
             claimed = np.zeros(self._n_claims.size, bool)
             claimed[claim.where] = True
             if claimed[where].any():
@@ -199,7 +199,7 @@ class SharedArray(SimulatedArray):
 
     def __getitem__(self, index):
         item = super().__getitem__(index)
-        if not isinstance(item, SimulatedArray):
+        if self._shared.arriving.under_way and not isinstance(item, SimulatedArray):
             self._shared.check_arrived(self._bytes(index))
         return item
 

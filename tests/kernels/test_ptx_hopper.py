@@ -573,4 +573,4 @@ def test_every_instruction_is_documented_with_its_manual_section():
             if re.match("mbarrier_|tma_|bulk_|barrier_|wgmma_|stmatrix_|(in|de)crease_registers", name):
                 assert re.search(r"\[.+\]", operation.__doc__), name
                 n += 1
-    assert n > 35
+    assert n >= 35
