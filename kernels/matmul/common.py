@@ -8,14 +8,20 @@ the weight differ in which of the two sizes lies contiguous in memory:
     grad weight   grad_weight_NK = grad_out_MN^T @ inp_MK       a: i contiguous, b: j contiguous
 
 Here k is the size summed over. In a kernel the flat arrays are `out`, `a`, `b` with I rows, J columns, K terms.
+
+What else may happen to the output, its epilogue, is part of the product: GELU, a residual, the derivative of GELU. A
+step that does it in its own kernel makes its launchers with `fused=True`; for the others `unfused` appends the kernels
+of those operations. Either way the product is rounded to the output's dtype before anything but the bias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from kernels.gelu import gelu_backward, gelu_forward
 from kernels.launch import Launch, launcher, take
+from kernels.residual import residual_forward
 
 SIGNATURES = (
     "void(real[::1], real[::1], real[::1], real[::1], int64, int64, int64, int64, int64, int64, int64)",
@@ -38,6 +44,12 @@ class Product:
     b_k_contiguous: bool
     bias: object | None = None
     accumulate: bool = False
+    pre_activation: object | None = None
+    """Written with the sum and the bias; the output is then GELU of it."""
+    residual: object | None = None
+    """Added to the output."""
+    activated: object | None = None
+    """What GELU was applied to in the forward pass: the output is multiplied by GELU's derivative there."""
 
     def arguments(self) -> tuple:
         """Return the arguments of a kernel; without a bias `a` stands in its place, unread."""
@@ -52,51 +64,89 @@ Step = Callable[[Product, object], list[Launch]]
 
 
 def _flat(array):
-    return array.reshape(array.size)
+    return None if array is None else array.reshape(array.size)
 
 
-def forward_launcher(step: Step) -> Callable[..., None]:
-    """Make the forward launcher of a step."""
+def unfused(step: Step, product: Product, stream: object) -> list[Launch]:
+    """Launch a product with a step that knows bias and `accumulate` alone, and what else is wanted after it."""
+    plain = replace(product, pre_activation=None, residual=None, activated=None)
+    if product.pre_activation is not None:
+        plain = replace(plain, out=product.pre_activation)
+        return [*step(plain, stream), *gelu_forward.prepare(product.out, product.pre_activation, stream=stream)]
+    launches = step(plain, stream)
+    if product.residual is not None:
+        launches += residual_forward.prepare(product.out, product.out, product.residual, stream=stream)
+    if product.activated is not None:
+        launches += gelu_backward.prepare(product.out, product.out, product.activated, stream=stream)
+    return launches
+
+
+def _launches(step: Step, fused: bool, product: Product, stream: object) -> list[Launch]:
+    return step(product, stream) if fused else unfused(step, product, stream)
+
+
+def forward_launcher(step: Step, *, fused: bool = False) -> Callable[..., None]:
+    """Make the forward launcher of a step; `fused` tells that it does the whole epilogue itself."""
 
     @launcher
-    def matmul_forward(out_MN, inp_MK, weight_NK, bias_N=None, stream=0):
+    def matmul_forward(out_MN, inp_MK, weight_NK, bias_N=None, *, pre_activation_MN=None, residual_MN=None, stream=0):
         """Multiply by the transposed weight and add the bias: a linear layer.
 
-        Reads    inp_MK, weight_NK, bias_N (may be None): float32 or bfloat16, C-contiguous, on the device.
-        Writes   out_MN (=), of the same dtype.
+        With `pre_activation_MN` that is what is written there, and the output is GELU of it; with `residual_MN` the
+        output is the sum of both.
+
+        Reads    inp_MK, weight_NK, bias_N, residual_MN (these two may be None): float32 or bfloat16, C-contiguous, on
+                 the device.
+        Writes   out_MN, pre_activation_MN (may be None) (=), of the same dtype. out_MN may be residual_MN.
         Work     2*M*N*K flop, (M*K + N*K + M*N)*itemsize bytes: bound by arithmetic for GPT-2's sizes.
         Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul.py).
-        Raises   ValueError if a shape or dtype disagrees; nothing is launched then.
+        Raises   ValueError if a shape or dtype disagrees, or both a pre-activation and a residual are given; nothing is
+                 launched then.
         Source   Goto and van de Geijn 2008 (tiling); compare llm.c llmc/matmul.cuh @ f1e2ace.
         Book     Chapter 05.
         """
+        if pre_activation_MN is not None and residual_MN is not None:
+            raise ValueError("pre_activation_MN and residual_MN exclude each other: give one of them")
         real = {"out_MN": out_MN, "inp_MK": inp_MK, "weight_NK": weight_NK, "bias_N": bias_N}
-        arrays, sizes = take(real=real)
-        flat = (_flat(arrays.out_MN), _flat(arrays.inp_MK), _flat(arrays.weight_NK))
-        return step(Product(*flat, sizes.M, sizes.N, sizes.K, True, True, bias=arrays.bias_N), stream)
+        arrays, sizes = take(real=real | {"pre_activation_MN": pre_activation_MN, "residual_MN": residual_MN})
+        product = Product(
+            _flat(arrays.out_MN), _flat(arrays.inp_MK), _flat(arrays.weight_NK), sizes.M, sizes.N, sizes.K, True, True,
+            bias=arrays.bias_N, pre_activation=_flat(arrays.pre_activation_MN), residual=_flat(arrays.residual_MN),
+        )  # fmt: skip
+        return _launches(step, fused, product, stream)
 
     return matmul_forward
 
 
-def grad_input_launcher(step: Step) -> Callable[..., None]:
-    """Make the launcher of a step for the gradient of the input."""
+def grad_input_launcher(step: Step, *, fused: bool = False) -> Callable[..., None]:
+    """Make the launcher of a step for the gradient of the input; `fused` as for `forward_launcher`."""
 
     @launcher
-    def matmul_grad_input(grad_inp_MK, grad_out_MN, weight_NK, accumulate=False, stream=0):
+    def matmul_grad_input(grad_inp_MK, grad_out_MN, weight_NK, accumulate=False, *, pre_activation_MK=None, stream=0):
         """Take the gradient of a linear layer with respect to its input.
 
-        Reads    grad_out_MN, weight_NK: float32 or bfloat16, C-contiguous, on the device.
+        With `pre_activation_MK`, to which GELU was applied to make the layer's input, it is the gradient of that.
+
+        Reads    grad_out_MN, weight_NK, pre_activation_MK (may be None): float32 or bfloat16, C-contiguous, on the
+                 device.
         Writes   grad_inp_MK (=), or (+=) if `accumulate`, of the same dtype.
         Work     2*M*N*K flop, (M*K + N*K + M*N)*itemsize bytes: bound by arithmetic for GPT-2's sizes.
         Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul.py).
-        Raises   ValueError if a shape or dtype disagrees; nothing is launched then.
+        Raises   ValueError if a shape or dtype disagrees, or `accumulate` is wanted with a pre-activation; nothing is
+                 launched then.
         Source   Goto and van de Geijn 2008 (tiling); compare llm.c llmc/matmul.cuh @ f1e2ace.
         Book     Chapter 05.
         """
+        if accumulate and pre_activation_MK is not None:
+            raise ValueError("accumulate and pre_activation_MK exclude each other: give one of them")
         real = {"grad_inp_MK": grad_inp_MK, "grad_out_MN": grad_out_MN, "weight_NK": weight_NK}
-        arrays, sizes = take(real=real)
-        flat = (_flat(arrays.grad_inp_MK), _flat(arrays.grad_out_MN), _flat(arrays.weight_NK))
-        return step(Product(*flat, sizes.M, sizes.K, sizes.N, True, False, accumulate=accumulate), stream)
+        arrays, sizes = take(real=real | {"pre_activation_MK": pre_activation_MK})
+        product = Product(
+            _flat(arrays.grad_inp_MK), _flat(arrays.grad_out_MN), _flat(arrays.weight_NK),
+            sizes.M, sizes.K, sizes.N, True, False,
+            accumulate=accumulate, activated=_flat(arrays.pre_activation_MK),
+        )  # fmt: skip
+        return _launches(step, fused, product, stream)
 
     return matmul_grad_input
 

@@ -6,19 +6,36 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import host
+from kernels import SIMULATED, host
+from kernels import reference as elementwise
+from kernels.architecture import architecture, force_architecture
 from kernels.matmul import (
     LADDER,
     bias_scratch_size,
     matmul_forward,
     matmul_grad_bias,
+    matmul_grad_input,
+    matmul_grad_weight,
     reference,
     step3_register_tiles,
     step4_tensor_cores,
+    step8_wgmma,
+    step9_tma_ring,
+    step10_warp_specialization,
+    step11_hidden_epilogue,
+    weight_gradient,
 )
 
 DTYPES = ["float32", "bfloat16"]
-STEPS = [pytest.param(step, id=step.__name__.rpartition(".")[2]) for step in LADDER]
+HOPPER_LADDER = [step8_wgmma, step9_tma_ring, step10_warp_specialization, step11_hidden_epilogue]
+
+
+def by_name(steps) -> list:
+    return [pytest.param(step, id=step.__name__.rpartition(".")[2]) for step in steps]
+
+
+STEPS = by_name(step for step in LADDER if step not in HOPPER_LADDER)
+HOPPER_STEPS = by_name(HOPPER_LADDER)
 SHAPES = [(1, 1, 1), (5, 19, 7), (35, 3, 18)]  # M, N, K
 TENSOR_CORE_SHAPES = [(8, 24, 40), (136, 8, 16), (16, 8, 136)]
 
@@ -83,7 +100,97 @@ def test_products_have_the_same_bits_every_way(step, run_every_way):
     run_every_way(step.matmul_forward.prepare(out, inp, weight, bias), out)
 
 
-def test_tensor_cores_are_used_when_the_shape_allows_it():
+@pytest.fixture
+def hopper():
+    """Take Hopper's kernels: simulated, or on such a GPU."""
+    if not SIMULATED and architecture() != "sm_90a":
+        pytest.skip("this GPU has no wgmma")
+    force_architecture("sm_90a")
+    yield
+    force_architecture(None)
+
+
+@pytest.fixture
+def portable():
+    """Take the kernels for any GPU."""
+    force_architecture("sm_80")
+    yield
+    force_architecture(None)
+
+
+@pytest.mark.parametrize("step", HOPPER_STEPS)
+def test_products_on_hopper(step, hopper):
+    check_all_products(step, (72, 136, 200), "bfloat16", execute_once)  # every edge is cut, and the ring goes round
+
+
+def test_hidden_epilogue_with_several_tiles(hopper, run_every_way):
+    shape = M, N, K = 8, 520, 72  # three tiles; fewer stages than the epilogue has calls
+    inp, weight, bias, _ = random_case(shape, "bfloat16")
+    canary = 64
+    whole = host.to_device(np.full(M * N + canary, 7.0), "bfloat16")
+    out = whole[: M * N].reshape(M, N)
+    arguments = (host.to_device(x, "bfloat16") for x in (inp, weight, bias))
+    (result,) = run_every_way(step11_hidden_epilogue.matmul_forward.prepare(out, *arguments), out)
+    check(result, reference.matmul_forward, (inp, weight, bias), "bfloat16")
+    assert (host.values(whole)[M * N :] == 7.0).all()  # TMA wrote nothing past the end
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((72, 264, 16), "bfloat16"), *(((3, 5, 7), dtype) for dtype in DTYPES)])
+def test_epilogues(shape, dtype, hopper):
+    """Fused where TMA can move the arrays, and in kernels of their own elsewhere."""
+    inp, weight, bias, grad_out = random_case(shape, dtype)
+    d_inp, d_weight, d_bias, d_grad_out = (host.to_device(x, dtype) for x in (inp, weight, bias, grad_out))
+    out, pre, grad_inp = (host.to_device(x, dtype) for x in (grad_out, grad_out, inp))
+
+    def check_second(result, operation, product) -> None:
+        """Compare an operation on a product; the yardstick rounds the product, too."""
+        plain = operation(host.rounded(product, dtype).astype(np.float32)).astype(np.float32)
+        expected = operation(product)
+        assert host.max_error(host.values(result), expected) <= host.error_bound(plain, expected, dtype)
+
+    product = reference.matmul_forward(inp, weight, bias)
+    matmul_forward(out, d_inp, d_weight, d_bias, pre_activation_MN=pre)
+    check(host.values(pre), reference.matmul_forward, (inp, weight, bias), dtype)
+    check_second(out, elementwise.gelu_forward, product)
+    matmul_forward(out, d_inp, d_weight, d_bias, residual_MN=d_grad_out)
+    check_second(out, lambda x: x + grad_out, product)
+    matmul_grad_input(grad_inp, d_grad_out, d_weight, pre_activation_MK=d_inp)
+    check_second(grad_inp, lambda x: elementwise.gelu_backward(x, inp), reference.matmul_grad_input(grad_out, weight))
+
+
+def test_slices_of_the_weight_gradient_take_turns(hopper, monkeypatch):
+    shape = M, N, K = 328, 136, 264  # six stages in three slices, four tiles
+    monkeypatch.setattr(weight_gradient, "slices_of", lambda *_: 3)
+    inp, _, _, grad_out = random_case(shape, "bfloat16")
+    grad_weight = host.to_device(np.full((N, K), 0.5), "float32")
+    prepared = matmul_grad_weight.prepare(grad_weight, *(host.to_device(x, "bfloat16") for x in (grad_out, inp)))
+    prepared()
+    check(host.values(grad_weight), reference.matmul_grad_weight, (grad_out, inp), "float32", 0.5)
+    turns = prepared[0].arguments[3]
+    assert turns.size >= 8
+    assert not host.to_host(turns).any()  # ready for the next launch
+
+
+def test_slices_fill_the_multiprocessors():
+    assert weight_gradient.slices_of(tiles=72, K=65536, multiprocessors=132) == 11  # six full rounds
+    assert weight_gradient.slices_of(tiles=1179, K=65536, multiprocessors=132) == 1  # nearly nine full rounds
+    assert weight_gradient.slices_of(tiles=3, K=64, multiprocessors=132) == 1  # there is nothing to cut
+
+
+@pytest.mark.parametrize("step", HOPPER_STEPS)
+def test_hopper_steps_leave_to_others_what_tma_cannot_move(step, hopper):
+    def kernel_of(shape, offset=0):
+        inp, weight, *_ = (host.to_device(x, "bfloat16") for x in random_case(shape, "bfloat16"))
+        flat = host.to_device(np.zeros(inp.size + 8), "bfloat16")[offset : offset + inp.size]
+        out = host.to_device(np.zeros((shape[0], shape[1])), "bfloat16")
+        return step.matmul_forward.prepare(out, flat.reshape(shape[0], shape[2]), weight)[0].kernel
+
+    assert kernel_of((3, 8, 16)) in step.KERNELS.values()
+    for case in [((3, 8, 12),), ((3, 8, 16), 1)]:
+        assert kernel_of(*case) not in step.KERNELS.values()
+
+
+def test_tensor_cores_are_used_when_the_shape_allows_it(portable):
     def kernel_of(shape, dtype, offset=0):
         inp, weight, *_ = (host.to_device(x, dtype) for x in random_case(shape, dtype))
         flat = host.to_device(np.zeros(inp.size + 8), dtype)[offset : offset + inp.size]
@@ -128,5 +235,9 @@ def test_refusals_and_signatures():
     with pytest.raises(ValueError, match="scratch_S has 5 elements; 10 are needed"):
         wide = host.to_device(np.zeros((33, 5)), "float32")
         matmul_grad_bias(bias, bias, wide)
+    with pytest.raises(ValueError, match="pre_activation_MN and residual_MN exclude each other"):
+        matmul_forward(out, inp, weight, pre_activation_MN=out, residual_MN=out)
+    with pytest.raises(ValueError, match="accumulate and pre_activation_MK exclude each other"):
+        matmul_grad_input(inp, out, weight, accumulate=True, pre_activation_MK=inp)
     for name in ("matmul_forward", "matmul_grad_input", "matmul_grad_weight"):
         assert len({inspect.signature(getattr(step, name)) for step in LADDER}) == 1

@@ -1,0 +1,160 @@
+"""The epilogues of step 11: how a rounded tile is finished and stored, 64 columns at a time, under the next tile.
+
+A consumer holds its last tile as words of two bfloat16 and calls `advance` once a stage, while the tensor cores work.
+Each kind of epilogue is one such function:
+
+    plain           store (or add) the box
+    gelu            store the box, and in a second call GELU of it as the output
+    residual        load a box of the residual first, and add it
+    gelu_backward   load a box of what GELU was applied to first, and multiply by the derivative there
+
+Kinds that load are one call ahead with it: call n starts the load of box n and finishes box n - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from numba import cuda
+
+from kernels.accumulators import load_words_box, store_words_box
+from kernels.gelu import gelu_device, gelu_grad_device
+from kernels.matmul.hopper import BOX, BOX_BYTES, WARP_GROUP
+from kernels.matmul.pipeline import STAGED_AT, STAGING, STAGING_AT, TILE_J
+from kernels.ptx import pack_bf16x2, unpack_bf16x2
+from kernels.ptx_hopper import (
+    EVICT_FIRST,
+    barrier_sync,
+    bulk_commit,
+    bulk_wait_read,
+    fence_async_shared,
+    mbarrier_expect,
+    mbarrier_wait,
+    tma_load_2d,
+    tma_reduce_add_2d,
+    tma_store_2d_hinted,
+)
+from kernels.tuples import each
+
+BOXES = TILE_J // BOX
+WORDS = BOX // 4  # of a thread in a box: 16, which has to be written out where tuples are cut
+
+store_box = store_words_box(WORDS)
+
+
+@cuda.jit(device=True)
+def next_box_device(words):
+    """Return the words with those of the next box in front, where every call finds its own: no copies are needed."""
+    return words[16:64] + words[0:16]
+
+
+@cuda.jit(device=True)
+def staging_device(base, consumer, box):
+    """Return the address of the staging box that a box goes through."""
+    return base + STAGING_AT + (consumer * STAGING + (box & 1)) * BOX_BYTES
+
+
+@cuda.jit(device=True)
+def gelu_word_device(place, word):
+    """Apply GELU to both numbers of a word."""
+    left, right = unpack_bf16x2(word)
+    return pack_bf16x2(gelu_device(left), gelu_device(right))
+
+
+@cuda.jit(device=True)
+def add_word_device(place, word, other):
+    """Add two words number by number."""
+    left, right = unpack_bf16x2(word)
+    other_left, other_right = unpack_bf16x2(other)
+    return pack_bf16x2(left + other_left, right + other_right)
+
+
+@cuda.jit(device=True)
+def gelu_grad_word_device(place, word, activated):
+    """Multiply by the derivative of GELU number by number."""
+    left, right = unpack_bf16x2(word)
+    activated_left, activated_right = unpack_bf16x2(activated)
+    return pack_bf16x2(left * gelu_grad_device(activated_left), right * gelu_grad_device(activated_right))
+
+
+@cuda.jit(device=True)
+def written_device(consumer):
+    """Make what all threads of a consumer wrote to staging boxes ready for TMA."""
+    fence_async_shared()
+    barrier_sync(1 + consumer, WARP_GROUP)  # all have written their part
+
+
+@cuda.jit(device=True)
+def advance_plain_device(call, words, base, consumer, thread, map_out, map_more, i, j, accumulate):
+    """Store or add box number `call`."""
+    place = staging_device(base, consumer, call)
+    if thread == 0:
+        bulk_wait_read(1)
+    barrier_sync(1 + consumer, WARP_GROUP)  # the box before the last has been read: its place is free
+    store_box(words[0:16], place, thread)
+    written_device(consumer)
+    if thread == 0:
+        if accumulate:
+            tma_reduce_add_2d(map_out, j + call * BOX, i, place)
+        else:
+            tma_store_2d_hinted(map_out, j + call * BOX, i, place, EVICT_FIRST)
+        bulk_commit()
+    return next_box_device(words)
+
+
+@cuda.jit(device=True)
+def advance_gelu_device(call, words, base, consumer, thread, map_out, map_more, i, j, accumulate):
+    """Store a box, which `map_more` takes, in one call, and GELU of it, which `map_out` takes, in the next."""
+    place = staging_device(base, consumer, call)
+    if thread == 0:
+        bulk_wait_read(1)
+    barrier_sync(1 + consumer, WARP_GROUP)  # the box before the last has been read: its place is free
+    if call & 1:
+        store_box(each(gelu_word_device, (words[0:16],)), place, thread)
+        words = next_box_device(words)
+    else:
+        store_box(words[0:16], place, thread)
+    written_device(consumer)
+    if thread == 0:
+        if call & 1:
+            tma_store_2d_hinted(map_out, j + (call >> 1) * BOX, i, place, EVICT_FIRST)
+        else:
+            tma_store_2d_hinted(map_more, j + (call >> 1) * BOX, i, place, EVICT_FIRST)
+        bulk_commit()
+    return words
+
+
+def _loading(combine_device: Callable) -> Callable:
+    """Make the epilogue that combines each word with one of a second input, which `map_more` describes."""
+
+    @cuda.jit(device=True)
+    def advance_loading_device(call, words, base, consumer, thread, map_out, map_more, i, j, accumulate):
+        """Start the load of box number `call`, and finish the one before."""
+        staged = base + STAGED_AT + consumer * STAGING * 8
+        if call < BOXES and thread == 0:
+            bulk_wait_read(0)  # the box before the one that is finished now has been read: its place is free
+            mbarrier_expect(staged + (call & 1) * 8, BOX_BYTES)
+            tma_load_2d(staging_device(base, consumer, call), map_more, j + call * BOX, i, staged + (call & 1) * 8)
+        if call > 0:
+            box = call - 1
+            place = staging_device(base, consumer, box)
+            mbarrier_wait(staged + (box & 1) * 8, box >> 1 & 1)  # each tile uses each place twice
+            loaded = load_words_box(place, thread)
+            store_box(each(combine_device, (words[0:16], loaded)), place, thread)
+            written_device(consumer)
+            if thread == 0:
+                tma_store_2d_hinted(map_out, j + box * BOX, i, place, EVICT_FIRST)
+                bulk_commit()
+            words = next_box_device(words)
+        return words
+
+    return advance_loading_device
+
+
+EPILOGUES = {
+    "plain": (advance_plain_device, BOXES),
+    "gelu": (advance_gelu_device, 2 * BOXES),
+    "residual": (_loading(add_word_device), BOXES + 1),
+    "gelu_backward": (_loading(gelu_grad_word_device), BOXES + 1),
+}
+"""By kind: the function, and how often it is called for a tile."""
