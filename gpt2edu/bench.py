@@ -31,8 +31,9 @@ EXAMPLES = """examples:
                                                        without a GPU: tiny shapes, to see that it works
   python -m gpt2edu.bench step                         a training step of GPT-2 124M, B=64: our kernels and PyTorch
   python -m gpt2edu.bench train_loop -b 16 -d 32768    the trainer against a bare PyTorch loop, small steps
-  python -m gpt2edu.bench text_run -i "text_train_*.bin" -j "text_val_*.bin" -b 16 8
-                                                       two runs of 200 steps on real text, and their loss curves
+  python -m gpt2edu.bench text_run -i "text_train_*.bin" -j "text_val_*.bin"
+                                                       200 steps on real text with both engines, and their loss curves
+  python -m gpt2edu.bench kernel_names                 what runs on the GPU in a training run, by name
   python -m gpt2edu.bench stamp results/*.json         take over files measured on a machine without git
   python -m gpt2edu.bench readme                       write the results table in README.md anew
 """

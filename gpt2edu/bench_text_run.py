@@ -1,10 +1,17 @@
-"""The bench that learns: a few hundred steps on real text from one start, whose loss curves are kept and plotted."""
+"""The bench that learns: a few hundred steps on real text from one start, whose loss curves are kept and plotted.
+
+How far may the hand-written kernels be from PyTorch? Rounding alone drives two runs apart. So two runs of PyTorch that
+differ only in how a step is cut into micro-batches are the yardstick (`Comparison`).
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +26,9 @@ from gpt2edu.run import prepare_run
 from gpt2edu.train import BatchStream, TrainResult, train_step, validate
 
 WARMUP_SHARE = 5  # the learning rate rises over a fifth of the steps
+RUNS = ("torch:16", "torch:8", "numba:16")
+ALLOWED_SPREADS = 3  # of PyTorch's, between the training losses of the engines
+ALLOWED_VALIDATION = 0.02  # nats a token, between the last validation losses
 
 
 def add_text_run(actions: Any) -> argparse.ArgumentParser:
@@ -28,7 +38,14 @@ def add_text_run(actions: Any) -> argparse.ArgumentParser:
     option("-i", "--train-pattern", required=True, help="training shards, as for gpt2edu.train")
     option("-j", "--val-pattern", required=True, help="validation shards")
     option("-e", "--model", default="d12", help="descriptor of the model (default %(default)s)")
-    option("-b", "--micro-batch", type=int, nargs="+", default=[16], help="one run each (default %(default)s)")
+    option(
+        "--runs",
+        nargs="+",
+        type=_run_of,
+        default=[_run_of(run) for run in RUNS],
+        metavar="ENGINE:B",
+        help=f"engine and micro-batch of each run (default {' '.join(RUNS)})",
+    )
     option("-t", "--seq-len", type=int, default=1024, help="tokens of a sequence (default %(default)s)")
     option("-d", "--total-batch", type=int, default=32_768, help="tokens a step (default %(default)s)")
     option("-x", "--steps", type=int, default=200, help="optimizer steps (default %(default)s)")
@@ -36,17 +53,29 @@ def add_text_run(actions: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def _run_of(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(torch|numba):(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no run such as torch:16 or numba:8")
+    return match[1], int(match[2])
+
+
 def bench_text_run(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Train once for each micro-batch, from the same weights on the same sequences.
+    """Train once for each run, from the same weights on the same sequences, and print how far the engines are apart.
 
     Raises:
         UsageError: the text is too short for one pass.
     """
-    return [_run(arguments, device, micro_batch) for micro_batch in arguments.micro_batch]
+    rows = [_run(arguments, device, backend, micro_batch) for backend, micro_batch in arguments.runs]
+    comparison = compare_engines(rows)
+    if comparison:
+        print(comparison)
+    return rows
 
 
-def _run(arguments: argparse.Namespace, device: torch.device, micro_batch: int) -> Row:
+def _run(arguments: argparse.Namespace, device: torch.device, backend: str, micro_batch: int) -> Row:
     settings = TrainConfig(
+        backend=backend,
         train_pattern=arguments.train_pattern,
         val_pattern=arguments.val_pattern,
         model=arguments.model,
@@ -81,7 +110,7 @@ def _run(arguments: argparse.Namespace, device: torch.device, micro_batch: int) 
     shape = {"B": micro_batch, "T": settings.seq_len, "tokens": tokens, "L": config.n_layers, "C": config.channels}
     return {
         "op": "text_run",
-        "variant": f"torch engine, B={micro_batch}",
+        "variant": f"{backend} engine, B={micro_batch}",
         "dtype": run.engine.dtype,
         "shape": shape,
         "n_runs": len(times_ms),
@@ -93,6 +122,45 @@ def _run(arguments: argparse.Namespace, device: torch.device, micro_batch: int) 
         "train_loss": log.train_loss,
         "validation_loss": log.validation_loss,
     }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far apart the runs are, in nats a token; training losses by their mean distance over the later half."""
+
+    spread: float  # training losses of PyTorch with two micro-batches
+    difference: float  # training losses of the engines with the same micro-batch
+    validation: float  # their last validation losses
+
+    @property
+    def holds(self) -> bool:
+        """Whether the engines agree as well as they should."""
+        return self.difference <= ALLOWED_SPREADS * self.spread and self.validation <= ALLOWED_VALIDATION
+
+    def __str__(self) -> str:
+        """Return the yardstick and the verdict in a line."""
+        return (
+            f"training losses of the later half differ by {self.difference:.4f} nats between numba and torch, by "
+            f"{self.spread:.4f} between two runs of torch ({ALLOWED_SPREADS} times that is allowed); the last "
+            f"validation losses by {self.validation:.4f} ({ALLOWED_VALIDATION}): {'good' if self.holds else 'TOO FAR'}"
+        )
+
+
+def compare_engines(rows: Sequence[Row]) -> Comparison | None:
+    """Return how far apart the engines are; None unless numba ran, and torch with the same and another micro-batch."""
+    by_run = {(row["variant"].partition(" ")[0], row["shape"]["B"]): row for row in rows}
+    for (backend, micro_batch), ours in by_run.items():
+        theirs = by_run.get(("torch", micro_batch))
+        others = [row for (name, B), row in by_run.items() if name == "torch" and B != micro_batch]
+        if backend == "numba" and theirs and others:
+            last = [row["validation_loss"][-1][1] for row in (ours, theirs)]
+            return Comparison(_distance(theirs, others[0]), _distance(ours, theirs), abs(last[0] - last[1]))
+    return None
+
+
+def _distance(one: Row, other: Row) -> float:
+    pairs = list(zip(one["train_loss"], other["train_loss"], strict=True))
+    return statistics.fmean(abs(a - b) for a, b in pairs[len(pairs) // 2 :])
 
 
 class _Curve(MainLog):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from gpt2edu.results import load_results
 
 GREY = "#808080"  # reads on white and on black
-COLOURS = ("#0284c7", "#d97706")
+COLOURS = ("#0284c7", "#d97706", "#059669")  # of the runs, in the order of the file
 
 
 def text_run_figure() -> str:
@@ -23,7 +23,7 @@ def text_run_figure() -> str:
     (results,) = load_results("text_run")
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
-    for row, colour in zip(results.rows, COLOURS, strict=True):
+    for row, colour in zip(results.rows, COLOURS, strict=False):
         million_tokens = row["shape"]["tokens"] / 1e6
         steps, losses = zip(*row["validation_loss"], strict=True)
         train = row["train_loss"]

@@ -3,34 +3,15 @@
 import json
 import subprocess
 
-import numpy as np
 import pytest
 
 from gpt2edu import bench, results
 from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.results import load_results, stamp_results, write_results
-from gpt2edu.shards import write_shard
 
 ROW = {"op": "step", "variant": "trainer, torch engine", "dtype": "bf16", "n_runs": 25}
 ROW |= {"shape": {"B": 64, "T": 1024, "tokens": 524288}, "median_ms": 1000.0, "min_ms": 999.0, "max_ms": 1001.0}
 ROW |= {"tokens_per_s": 524288.0, "tflop_per_s": 421.254, "torch_ms": 990.0, "torch_ratio": 0.99}
-
-
-def test_text_run_keeps_the_loss_curves(tmp_path):
-    tokens = np.random.default_rng(0).zipf(1.5, 4097) % 256  # uneven, so that there is something to learn
-    for split in ("train", "val"):
-        write_shard(tmp_path / f"text_{split}_000000.bin", tokens)
-    command = ["text_run", "--device", "cpu", "-e", "d2,h2,c32,t32,v256", "-b", "4", "2", "-t", "16", "-d", "128"]
-    command += ["-i", str(tmp_path / "text_train_*.bin"), "-j", str(tmp_path / "text_val_*.bin")]
-    assert bench.main([*command, "-x", "30", "-v", "15", "--output", str(tmp_path)]) == 0
-    (found,) = load_results("text_run", tmp_path)
-    four, two = found.rows
-    assert [step for step, _ in four["validation_loss"]] == [0, 15, 30]
-    assert len(four["train_loss"]) == 30
-    assert four["validation_loss"][-1][1] < four["validation_loss"][0][1] - 0.05
-    assert two["train_loss"] == pytest.approx(four["train_loss"], rel=1e-4)  # the same sequences, cut otherwise
-    with pytest.raises(UsageError, match="-x 33: .* lasts for 32 steps"):
-        bench.main([*command, "-x", "33", "--output", str(tmp_path)])
 
 
 def test_results_of_a_cpu_do_not_go_into_the_book():
