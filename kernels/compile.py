@@ -86,8 +86,6 @@ def to_ptx(function: Callable, signature: str, architecture: str, **options: obj
 def assemble(entry, signature: str, architecture: str, ptxas: str) -> dict[str, int | bool]:
     """Compile one kernel for one signature and architecture and return its row.
 
-    The row has `warnings` when ptxas has any, for example that it lets products with `wgmma` wait for one another.
-
     Raises:
         RuntimeError: ptxas refuses the code.
     """
@@ -100,9 +98,17 @@ def assemble(entry, signature: str, architecture: str, ptxas: str) -> dict[str, 
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{entry.name} {signature} for {architecture}: {result.stderr}")
-    found = {name: re.search(pattern, result.stderr) for name, pattern in _COUNTS.items()}
-    row = {name: int(match.group(1)) if match else 0 for name, match in found.items()} | {"float64": ".f64" in ptx}
-    warnings = sorted(set(re.findall(r"\(C\d+\).*", result.stderr)))
+    return read_report(result.stderr) | {"float64": ".f64" in ptx}
+
+
+def read_report(report: str) -> dict[str, int | list[str]]:
+    """Return what `ptxas -v` counted, and under `warnings` its warnings of lost speed if there are any.
+
+    The worst of them is that it lets products with `wgmma` wait for one another.
+    """
+    found = {name: re.search(pattern, report) for name, pattern in _COUNTS.items()}
+    row = {name: int(match.group(1)) if match else 0 for name, match in found.items()}
+    warnings = sorted(set(re.findall(r"\(C\d+\)[^'\n]*", report)))
     return row | ({"warnings": warnings} if warnings else {})
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.compile import find_ptxas, sources_of
+from kernels.compile import find_ptxas, read_report, sources_of
 from kernels.registry import ARCHITECTURES, all_kernels
 
 COMMITTED = Path(__file__).with_name("resources.json")
@@ -75,3 +75,14 @@ def test_sources_of_a_kernel_follow_its_imports():
     sources = sources_of("kernels.gelu")
     assert {"kernels.gelu", "kernels.elements", "kernels.ptx", "kernels.intrinsics"} <= set(sources)
     assert "kernels.residual" not in sources
+
+
+def test_report_of_ptxas_with_a_warning():
+    report = """ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized due to
+ptxas info    : Compiling entry function 'kernel' for 'sm_90a'
+    512 bytes stack frame, 508 bytes spill stores, 1020 bytes spill loads
+ptxas info    : Used 154 registers, used 1 barriers, 48 bytes smem"""
+    warning = "(C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized due to"
+    counts = {"registers": 154, "shared_bytes": 48, "stack_bytes": 512, "spill_bytes": 508}
+    assert read_report(report) == counts | {"warnings": [warning]}
+    assert "warnings" not in read_report("ptxas info    : Used 10 registers")
