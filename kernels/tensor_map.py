@@ -3,9 +3,8 @@
     tensor_map = TensorMap(a_MK, box=(128, 64))       # 128 rows of 64 columns at a time
     Launch(kernel, grid, block, (tensor_map.array, ...), stream, shared_bytes)
 
-The kernel takes `tensor_map.array`, 16 words of 64 bits in the GPU's memory, typed `uint64[::1]`. It must live as long
-as launches use it, captured graphs included: whoever keeps the Launch keeps it. It remembers the address of the data,
-so the data must live, too.
+The kernel takes `tensor_map.array`, 16 words of 64 bits in the GPU's memory, typed `uint64[::1]`. Words and data must
+live as long as launches use them, captured graphs included: the Launch keeps the words, and they keep the data.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class TensorMap:
         """Describe an array, or with `shape` and `strides` a part of it that begins where it begins.
 
         Args:
-            array: A device array or torch tensor (in the simulator NumPy too), which the map keeps alive.
+            array: A device array or torch tensor (in the simulator NumPy too).
             box: Elements along each axis, in the order of the shape.
             shape: Elements along each axis; by default the array's.
             strides: Bytes from one element to the next along each axis; by default the array's. The last is that of
@@ -138,4 +137,6 @@ def _encoded(tensor_map: TensorMap, taken):
     if status != driver.CUresult.CUDA_SUCCESS:
         raise ValueError(f"the driver refuses a tensor map of shape {tensor_map.shape}: {status.name}")
     words = np.frombuffer(ctypes.string_at(encoded.getPtr(), 8 * N_WORDS), np.uint64).copy()
-    return cuda.to_device(words)
+    on_device = cuda.to_device(words)
+    on_device.describes = tensor_map._kept  # so that whoever keeps the words keeps the data
+    return on_device
