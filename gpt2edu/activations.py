@@ -1,7 +1,7 @@
 """The buffers between the layers of the numba engine: their names, shapes and bytes, cut from one arena.
 
-Shape suffix legend: L layers, B batch, T time, C channels, H heads, E = 3C, F = 4C, P padded vocabulary, N = B * T,
-M = N + 1, S scratch; K layers kept: L, or 1 where backward computes the layer's again.
+Shape suffix legend: L layers, B batch, T time, C channels, H heads, E = 3C, F = 4C, P padded vocabulary, X plan,
+S scratch; K layers kept: L, or 1 where backward computes the layer's again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpt2edu.config import ModelConfig
 from kernels.attention import attention_scratch_size
+from kernels.encoder import encoder_scratch_size, token_plan_size
 from kernels.layernorm import layernorm_scratch_size
 from kernels.matmul import bias_scratch_size
 
@@ -51,12 +52,11 @@ def activation_buffers(config: ModelConfig, B: int, T: int, real: torch.dtype, r
     N, E, F = B * T, 3 * C, 4 * C
     ln_layers, gelu_layers = (1 if recompute >= 2 else L), (1 if recompute >= 1 else L)
     scratch = max(layernorm_scratch_size(N, C), bias_scratch_size(N, F), attention_scratch_size(B, T, H))
-    scratch = max(scratch, bias_scratch_size(N, E), bias_scratch_size(N, C))
+    scratch = max(scratch, bias_scratch_size(N, E), bias_scratch_size(N, C), encoder_scratch_size(N, C))
     table = [
         ("inputs_BT", (B, T), torch.int32),
         ("targets_BT", (B, T), torch.int32),
-        ("places_N", (N,), torch.int32),  # sorted by token, for the gradient of the embedding
-        ("bounds_M", (N + 1,), torch.int32),
+        ("plan_X", (token_plan_size(N),), torch.int32),  # for the gradient of the token embedding
         ("residual_LBTC", (L + 1, B, T, C), real),  # before each layer, and after the last
         ("ln1_KBTC", (ln_layers, B, T, C), real),
         ("ln1_mean_LBT", (L, B, T), torch.float32),

@@ -31,7 +31,7 @@ from gpt2edu.state_file import ROUNDING_SEED
 from gpt2edu.torch_engine import DTYPES, MEMORY_MARGIN, choose_dtype
 from kernels import SIMULATED
 from kernels.adamw import adamw_update
-from kernels.encoder import places_by_token
+from kernels.encoder import plan_token_gradient
 from kernels.global_norm import squared_norm, sum_scratch_size, total
 from kernels.launch import Prepared
 from kernels.memory import cast, zero
@@ -186,8 +186,7 @@ class NumbaEngine:
             batch.zero_losses()
             self._at_step_start = False
         a = batch.activations
-        places, bounds = places_by_token(inputs_BT)
-        self._upload((a.inputs, inputs_BT), (a.targets, targets_BT), (a.places, places), (a.bounds, bounds))
+        self._upload((a.inputs, inputs_BT), (a.targets, targets_BT), (a.plan, plan_token_gradient(inputs_BT)))
         batch.launches()
         self._batch = batch
 

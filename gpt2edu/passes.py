@@ -133,7 +133,7 @@ class Passes:
         for n in reversed(range(L)):
             self._mlp_backward(n)
             self._attention_backward(n)
-        self._do(encoder_backward, g.wte, g.wpe, a.grad_residual, a.inputs, a.places, a.bounds)
+        self._do(encoder_backward, g.wte, g.wpe, a.scratch, a.grad_residual, a.plan)
 
     def _mlp_backward(self, n: int) -> None:
         a, w, g = self.a, self.w, self.g

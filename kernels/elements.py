@@ -58,38 +58,69 @@ def _bytes_after(builder, pointer, n_bytes: int):
     return builder.gep(as_bytes, [ir.Constant(ir.IntType(64), n_bytes)])
 
 
-def _load_floats(builder, pointer, n_words: int, letter: str) -> list:
-    """Load 2 or 4 words at once as LLVM values of register letter r or f."""
-    results = ", ".join(f"${i}" for i in range(n_words))
+def _load_words(builder, pointer, n_words: int, letter: str, wanted=None, space: str = "global") -> list:
+    """Load 2 or 4 words at once as LLVM values of register letter r or f; zeros if `wanted` (32 bits) is 0."""
+    results = [f"${i}" for i in range(n_words)]
     kind = {"r": "u32", "f": "f32"}[letter]
-    text = f"ld.global.v{n_words}.{kind} {{{results}}}, [${n_words}];"
-    return members(builder, emit(builder, text, letter * n_words, "l", [pointer], effects=True), n_words)
+    text = f"ld.{space}.v{n_words}.{kind} {{{', '.join(results)}}}, [${n_words}];"
+    if wanted is None:
+        return members(builder, emit(builder, text, letter * n_words, "l", [pointer], effects=True), n_words)
+    zeros = " ".join(f"mov.b32 {result}, 0;" for result in results)
+    text = f"{{ .reg .pred p; setp.ne.u32 p, ${n_words + 1}, 0; {zeros} @p {text} }}"
+    return members(builder, emit(builder, text, letter * n_words, "lr", [pointer, wanted], effects=True), n_words)
 
 
-def _store_words(builder, pointer, words: list, letter: str) -> None:
-    """Store 2 or 4 words at once."""
+def _store_words(builder, pointer, words: list, letter: str, wanted=None) -> None:
+    """Store 2 or 4 words at once, or nothing if `wanted` (32 bits) is 0."""
     operands = ", ".join(f"${i + 1}" for i in range(len(words)))
     kind = {"r": "u32", "f": "f32"}[letter]
     text = f"st.global.v{len(words)}.{kind} [$0], {{{operands}}};"
-    emit(builder, text, "", "l" + letter * len(words), [pointer, *words], effects=True)
+    arguments = [pointer, *words]
+    if wanted is not None:
+        text = f"{{ .reg .pred p; setp.ne.u32 p, ${len(words) + 1}, 0; @p {text} }}"
+        arguments.append(wanted)
+    letters = "l" + letter * len(words) + "r" * (wanted is not None)
+    emit(builder, text, "", letters, arguments, effects=True)
 
 
-def _load_many(n: int, into, array, index):
+def _load_elements(builder, bf16: bool, pointer, n: int, wanted=None, space: str = "global") -> list:
+    """Load `n` elements as LLVM floats."""
+    if bf16:
+        return [x for word in _load_words(builder, pointer, n // 2, "r", wanted, space) for x in _widen(builder, word)]
+    starts = [_bytes_after(builder, pointer, 16 * k) for k in range(n // 4)]
+    return [x for start in starts for x in _load_words(builder, start, 4, "f", wanted, space)]
+
+
+def _store_elements(builder, bf16: bool, pointer, floats: list, wanted=None) -> None:
+    """Store LLVM floats as elements."""
+    n = len(floats)
+    if bf16:
+        words = [_narrow(builder, floats[j], floats[j + 1]) for j in range(0, n, 2)]
+        _store_words(builder, pointer, words, "r", wanted)
+    else:
+        for k in range(0, n, 4):
+            _store_words(builder, _bytes_after(builder, pointer, 4 * k), floats[k : k + 4], "f", wanted)
+
+
+def _local_pointers(context, builder, array_type, array, n: int) -> list:
+    """Return the addresses of the first `n` elements of a local array."""
+    data = context.make_array(array_type)(context, builder, value=array).data
+    return [builder.gep(data, [ir.Constant(ir.IntType(64), j)]) for j in range(n)]
+
+
+def _load_many(n: int, into, array, index, space: str = "global"):
     """Signature and code of a load of `n` elements."""
     bf16 = _is_bf16(array)
 
     def generate(context, builder, signature, arguments):
         into, array, index = arguments
         pointer = element_pointer(context, builder, signature.args[1], array, index)
-        if bf16:
-            words = _load_floats(builder, pointer, n // 2, "r")
-            floats = [x for word in words for x in _widen(builder, word)]
-        else:
-            starts = [_bytes_after(builder, pointer, 16 * k) for k in range(n // 4)]
-            floats = [x for start in starts for x in _load_floats(builder, start, 4, "f")]
-        target = context.make_array(signature.args[0])(context, builder, value=into).data
-        for j, x in enumerate(floats):
-            builder.store(x, builder.gep(target, [ir.Constant(ir.IntType(64), j)]))
+        if space == "shared":
+            number = builder.ptrtoint(builder.addrspacecast(pointer, ir.IntType(8).as_pointer(3)), ir.IntType(32))
+            pointer = builder.inttoptr(builder.zext(number, ir.IntType(64)), ir.IntType(8).as_pointer())
+        targets = _local_pointers(context, builder, signature.args[0], into, n)
+        for x, target in zip(_load_elements(builder, bf16, pointer, n, space=space), targets, strict=True):
+            builder.store(x, target)
         return context.get_dummy_value()
 
     return types.void(into, array, types.int64), generate
@@ -101,18 +132,56 @@ def _store_many(n: int, array, index, values):
 
     def generate(context, builder, signature, arguments):
         array, index, values = arguments
-        source = context.make_array(signature.args[2])(context, builder, value=values).data
-        floats = [builder.load(builder.gep(source, [ir.Constant(ir.IntType(64), j)])) for j in range(n)]
+        sources = _local_pointers(context, builder, signature.args[2], values, n)
         pointer = element_pointer(context, builder, signature.args[0], array, index)
-        if bf16:
-            words = [_narrow(builder, floats[j], floats[j + 1]) for j in range(0, n, 2)]
-            _store_words(builder, pointer, words, "r")
-        else:
-            for k in range(n // 4):
-                _store_words(builder, _bytes_after(builder, pointer, 16 * k), floats[4 * k : 4 * k + 4], "f")
+        _store_elements(builder, bf16, pointer, [builder.load(source) for source in sources])
         return context.get_dummy_value()
 
     return types.void(array, types.int64, values), generate
+
+
+def _strided(context, builder, array_type, array, index, stride, limit, count: int) -> list:
+    """Return, of each of `count` places, its address and whether it lies before the limit (32 bits)."""
+    places = [index]
+    for _ in range(1, count):
+        places.append(builder.add(places[-1], stride))
+    pointers = [element_pointer(context, builder, array_type, array, place) for place in places]
+    wanted = [builder.zext(builder.icmp_signed("<", place, limit), ir.IntType(32)) for place in places]
+    return list(zip(pointers, wanted, strict=True))
+
+
+def _load_strided(n: int, into, array, index, stride, limit, count):
+    """Signature and code of a load of `count` times `n` elements."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    bf16, times = _is_bf16(array), count.literal_value
+
+    def generate(context, builder, signature, arguments):
+        into, array, *place, _ = arguments
+        targets = _local_pointers(context, builder, signature.args[0], into, n * times)
+        for k, (pointer, wanted) in enumerate(_strided(context, builder, signature.args[1], array, *place, times)):
+            for j, x in enumerate(_load_elements(builder, bf16, pointer, n, wanted)):
+                builder.store(x, targets[n * k + j])
+        return context.get_dummy_value()
+
+    return types.void(into, array, types.int64, types.int64, types.int64, count), generate
+
+
+def _store_strided(n: int, array, index, stride, limit, values, count):
+    """Signature and code of a store of `count` times `n` elements."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    bf16, times = _is_bf16(array), count.literal_value
+
+    def generate(context, builder, signature, arguments):
+        array, *place, values, _ = arguments
+        sources = _local_pointers(context, builder, signature.args[4], values, n * times)
+        for k, (pointer, wanted) in enumerate(_strided(context, builder, signature.args[0], array, *place, times)):
+            floats = [builder.load(source) for source in sources[n * k : n * k + n]]
+            _store_elements(builder, bf16, pointer, floats, wanted)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, types.int64, values, count), generate
 
 
 @element_access
@@ -146,6 +215,20 @@ def store(typing_context, array, index, x):
 
 
 @element_access
+def as_held(typing_context, array, x):
+    """Return a float32 rounded as it would be by storing it in the array."""
+    bf16 = _is_bf16(array)
+
+    def generate(context, builder, signature, arguments):
+        _, x = arguments
+        if not bf16:
+            return x
+        return _widen(builder, _narrow(builder, x, x))[0]
+
+    return types.float32(array, types.float32), generate
+
+
+@element_access
 def load4(typing_context, into_4, array, index):
     """Load elements `index` to `index + 3` into a local array of four float32."""
     return _load_many(4, into_4, array, index)
@@ -158,6 +241,12 @@ def load8(typing_context, into_8, array, index):
 
 
 @element_access
+def load8_shared(typing_context, into_8, array, index):
+    """Like load8 from an array in shared memory."""
+    return _load_many(8, into_8, array, index, "shared")
+
+
+@element_access
 def store4(typing_context, array, index, from_4):
     """Store four float32 of a local array as elements `index` to `index + 3`."""
     return _store_many(4, array, index, from_4)
@@ -167,6 +256,33 @@ def store4(typing_context, array, index, from_4):
 def store8(typing_context, array, index, from_8):
     """Store eight float32 of a local array as elements `index` to `index + 7`."""
     return _store_many(8, array, index, from_8)
+
+
+@element_access
+def load_packs(typing_context, into, array, index, stride, limit, count):
+    """Load `count` (a literal) packs of eight that begin `stride` elements apart; zeros for those not below `limit`.
+
+    All loads are under way before the first result is needed, so a thread waits for memory once and not `count` times.
+    """
+    return _load_strided(8, into, array, index, stride, limit, count)
+
+
+@element_access
+def store_packs(typing_context, array, index, stride, limit, values, count):
+    """Store `count` (a literal) packs of eight that begin `stride` elements apart, of them those below `limit`."""
+    return _store_strided(8, array, index, stride, limit, values, count)
+
+
+@element_access
+def load_quads(typing_context, into, array, index, stride, limit, count):
+    """Like `load_packs` with four elements at once, which are 128 bits of float32."""
+    return _load_strided(4, into, array, index, stride, limit, count)
+
+
+@element_access
+def store_quads(typing_context, array, index, stride, limit, values, count):
+    """Like `store_packs` with four elements at once, which are 128 bits of float32."""
+    return _store_strided(4, array, index, stride, limit, values, count)
 
 
 @cuda.jit(device=True)

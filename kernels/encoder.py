@@ -1,10 +1,13 @@
 """The embedding of tokens and positions, GPT-2's first layer.
 
 Forward adds two table rows for each place of the text. Backward sums, for each table row, the gradients of all places
-that used it, in a fixed order and without atomics: for a position the B places are known; for a token the host
-sorts the places by token (`places_by_token`), and a block sums those of one token.
+that used it, in a fixed order and without atomics: for a position the B places are known; for the tokens the host makes
+a plan (`plan_token_gradient`). It sorts the places by token and cuts those of one token into segments of bounded
+length, so that a frequent token does not keep one warp busy while the others wait. A warp sums a segment; where
+a token has several, a second kernel adds their sums.
 
-Letters: B batch, T time, C channels, V vocabulary; M = B*T + 1 segment bounds.
+Letters: B batch, T time, C channels, V vocabulary; N = B*T places, M = N + 1 bounds of segments, K partial sums, L
+tokens of several segments at most, P integers of the plan.
 """
 
 from __future__ import annotations
@@ -12,123 +15,198 @@ from __future__ import annotations
 import numpy as np
 from numba import cuda, float32
 
-from kernels.elements import load_pack, n_packs_of, store_pack
+from kernels.elements import load, load8, load_packs, store, store8, store_packs
 from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
+from kernels.reduce import SUM_BLOCK, chunk_sum
 from kernels.registry import kernel
 
 BLOCK = 256
 WARPS = BLOCK // WARP_SIZE
-TILE = WARP_SIZE * PACK  # channels that a block of the token gradient sums at once
-PARTIALS = WARPS * TILE
+PACKS = 3  # of a lane at once: a warp moves 768 channels, a row of GPT-2 124M
+OWNED = PACKS * PACK
+LANE_STRIDE = WARP_SIZE * PACK  # channels between the packs of a lane
+TILE = PACKS * LANE_STRIDE
+ROWS = 4  # that a warp handles one after the other
+SEGMENT = 32  # places of a segment at most
+BATCH = 4  # rows under way in the position gradient
+BATCH_OWNED = BATCH * PACK
+MERGE_GRID = 1056  # blocks at most; 8 on each of the 132 multiprocessors of an H100
 
 
-def places_by_token(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort the places of a batch by their token, on the host.
+def _plan_parts(N: int) -> list[int]:
+    """Return the lengths of the parts of a plan: counts, places, bounds, targets, merge bounds, merge tokens."""
+    most_split = N // SEGMENT
+    return [2, N, N + 1, N, most_split + 1, most_split]
+
+
+def token_plan_size(N: int) -> int:
+    """Return the integers of a plan for N places. It does not depend on the tokens, as a captured launch needs."""
+    return sum(_plan_parts(N))
+
+
+def _most_partials(N: int) -> int:
+    return 2 * (N // SEGMENT)
+
+
+def encoder_scratch_size(N: int, C: int) -> int:
+    """Return the float32 elements that `encoder_backward` needs in `scratch_S`."""
+    return _most_partials(N) * C
+
+
+def plan_token_gradient(tokens: np.ndarray) -> np.ndarray:
+    """Plan on the host how the gradients of a batch's places are added up by token.
 
     Args:
-        tokens: int32 or int64, any shape, B*T elements from 0 to 65535.
+        tokens: int32 or int64, any shape, N elements from 0 to 65535.
 
     Returns:
-        int32 (B*T,): the flat places, those of equal tokens together and in their order.
-        int32 (B*T + 1,): where in it each token's places begin; unused entries at the end are B*T. The length does
-        not depend on the tokens, so that a captured launch can be repeated with another batch.
+        int32 (`token_plan_size(N)`,), the parts one after the other:
+        counts (2): of the segments, and of the tokens with several;
+        places (N): the flat places, those of equal tokens together and in their order;
+        bounds (N + 1): where in it each segment begins, and after the last the end;
+        targets (N): of each segment its token, or -1 - k if its sum is the k-th partial sum;
+        merge bounds and merge tokens: of each token with several segments, where its partial sums begin, and itself.
+        Unused entries are 0.
     """
     flat = tokens.reshape(-1).astype(np.uint16)  # 16 bits are sorted in linear time
-    places = np.argsort(flat, kind="stable").astype(np.int32)
-    bounds = np.full(flat.size + 1, flat.size, np.int32)
+    places = np.argsort(flat, kind="stable")
     in_order = flat[places]
     starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))
-    bounds[: starts.size] = starts
-    return places, bounds
+    n_segments_of = -(-np.diff(np.append(starts, flat.size)) // SEGMENT)
+    owner = np.repeat(np.arange(starts.size), n_segments_of)  # of each segment, as a place in `starts`
+    within = np.arange(owner.size) - (np.cumsum(n_segments_of) - n_segments_of)[owner]
+    split = n_segments_of > 1
+    bounds = np.append(starts[owner] + SEGMENT * within, flat.size)
+    targets = np.where(split[owner], -np.cumsum(split[owner]), in_order[starts[owner]].astype(np.int64))
+    merge_bounds = np.concatenate([[0], np.cumsum(n_segments_of[split])])
+    parts = [[owner.size, split.sum()], places, bounds, targets, merge_bounds, in_order[starts[split]]]
+    plan = np.zeros(token_plan_size(flat.size), np.int32)
+    begin = 0
+    for part, length in zip(parts, _plan_parts(flat.size), strict=True):
+        plan[begin : begin + len(part)] = part
+        begin += length
+    return plan
 
 
 @kernel("void(real[:, ::1], int32[::1], real[:, ::1], real[:, ::1], int64, int64)", launch_bounds=BLOCK)
-def encoder_forward_kernel(out_NC, tokens_N, token_weight_VC, position_weight_TC, T, packs):
-    """A block owns places, one at a time; a thread owns packs of 8 channels."""
-    token_8 = cuda.local.array(8, float32)
-    position_8 = cuda.local.array(8, float32)
-    n = cuda.blockIdx.x
-    while n < out_NC.shape[0]:
-        token_C = token_weight_VC[tokens_N[n]]
-        position_C = position_weight_TC[n % T]
-        pack = cuda.threadIdx.x
-        while pack < n_packs_of(token_C):
-            load_pack(token_8, token_C, pack, packs)
-            load_pack(position_8, position_C, pack, packs)
-            for j in range(8):
-                token_8[j] += position_8[j]
-            store_pack(out_NC[n], pack, packs, token_8)
-            pack += cuda.blockDim.x
-        n += cuda.gridDim.x
-
-
-@kernel("void(float32[:, ::1], real[:, ::1], int64, int64)", launch_bounds=BLOCK)
-def position_gradient_kernel(grad_position_weight_TC, grad_out_NC, T, packs):
-    """A block owns positions, one at a time; a thread owns packs of 8 channels and sums over the batch."""
-    x_8 = cuda.local.array(8, float32)
-    sum_8 = cuda.local.array(8, float32)
-    t = cuda.blockIdx.x
-    while t < T:
-        grad_C = grad_position_weight_TC[t]
-        pack = cuda.threadIdx.x
-        while pack < n_packs_of(grad_C):
-            for j in range(8):
-                sum_8[j] = float32(0)
-            n = t
-            while n < grad_out_NC.shape[0]:
-                load_pack(x_8, grad_out_NC[n], pack, packs)
-                for j in range(8):
-                    sum_8[j] += x_8[j]
-                n += T
-            load_pack(x_8, grad_C, pack, packs)
-            for j in range(8):
-                sum_8[j] += x_8[j]
-            store_pack(grad_C, pack, packs, sum_8)
-            pack += cuda.blockDim.x
-        t += cuda.gridDim.x
-
-
-@kernel("void(float32[:, ::1], real[:, ::1], int32[::1], int32[::1], int32[::1], int64)", launch_bounds=BLOCK)
-def token_gradient_kernel(grad_token_weight_VC, grad_out_NC, tokens_N, places_N, bounds_M, packs):
-    """A block owns 256 channels of one token at a time; its 8 warps share the token's places."""
-    partial = cuda.shared.array(PARTIALS, float32)
-    x_8 = cuda.local.array(8, float32)
-    sum_8 = cuda.local.array(8, float32)
+def encoder_forward_kernel(out_NC, tokens_N, token_weight_VC, position_weight_TC, T, whole):
+    """A warp owns places; a lane owns three packs of 8 channels at once."""
+    token_24 = cuda.local.array(OWNED, float32)
+    position_24 = cuda.local.array(OWNED, float32)
     lane = cuda.threadIdx.x & 31
-    warp = cuda.threadIdx.x >> 5
-    C = grad_out_NC.shape[1]
-    n_tiles = (C + TILE - 1) // TILE
-    item = cuda.blockIdx.x
-    while item < places_N.size * n_tiles:
-        segment = item // n_tiles
-        first_pack = (item % n_tiles) * WARP_SIZE
+    N, C = out_NC.shape
+    n = cuda.grid(1) >> 5
+    while n < N:
+        token_C, position_C, out_C = token_weight_VC[tokens_N[n]], position_weight_TC[n % T], out_NC[n]
+        c = lane * PACK
+        while c < whole:
+            load_packs(token_24, token_C, c, LANE_STRIDE, whole, PACKS)
+            load_packs(position_24, position_C, c, LANE_STRIDE, whole, PACKS)
+            for j in range(OWNED):
+                token_24[j] += position_24[j]
+            store_packs(out_C, c, LANE_STRIDE, whole, token_24, PACKS)
+            c += TILE
+        c = whole + lane
+        while c < C:
+            store(out_C, c, load(token_C, c) + load(position_C, c))
+            c += WARP_SIZE
+        n += cuda.gridsize(1) >> 5
+
+
+@kernel("void(float32[::1], real[::1], int64, int64)", launch_bounds=BLOCK)
+def position_gradient_kernel(grad_position_weight_X, grad_out_Y, n_elements, whole):
+    """A thread owns packs of 8 elements of the T*C, and sums over the batch, four rows at once."""
+    x_32 = cuda.local.array(BATCH_OWNED, float32)
+    sum_8 = cuda.local.array(PACK, float32)
+    i = cuda.grid(1) * PACK
+    while i < whole:
+        for j in range(PACK):
+            sum_8[j] = float32(0)
+        at = i
+        while at < grad_out_Y.size:
+            load_packs(x_32, grad_out_Y, at, n_elements, grad_out_Y.size, BATCH)
+            for b in range(BATCH):
+                for j in range(PACK):
+                    sum_8[j] += x_32[b * PACK + j]
+            at += BATCH * n_elements
+        load8(x_32, grad_position_weight_X, i)
+        for j in range(PACK):
+            sum_8[j] += x_32[j]
+        store8(grad_position_weight_X, i, sum_8)
+        i += cuda.gridsize(1) * PACK
+    i = whole + cuda.grid(1)
+    while i < n_elements:
+        total = float32(0)
+        at = i
+        while at < grad_out_Y.size:
+            total += load(grad_out_Y, at)
+            at += n_elements
+        grad_position_weight_X[i] += total
+        i += cuda.gridsize(1)
+
+
+@cuda.jit(device=True)
+def add_segment_device(target_C, before_end, grad_out_NC, places_N, first, end, whole):
+    """Sum the rows of a segment, two at once, and write the sum; add what was there in channels below `before_end`."""
+    x_24 = cuda.local.array(OWNED, float32)
+    y_24 = cuda.local.array(OWNED, float32)
+    sum_24 = cuda.local.array(OWNED, float32)
+    lane = cuda.threadIdx.x & 31
+    c = lane * PACK
+    while c < whole:
+        load_packs(sum_24, target_C, c, LANE_STRIDE, min(before_end, whole), PACKS)
+        i = first
+        while i < end:
+            load_packs(x_24, grad_out_NC[places_N[i]], c, LANE_STRIDE, whole, PACKS)
+            i_second = min(i + 1, end - 1)
+            load_packs(y_24, grad_out_NC[places_N[i_second]], c, LANE_STRIDE, whole if i_second > i else 0, PACKS)
+            for j in range(OWNED):
+                sum_24[j] = (sum_24[j] + x_24[j]) + y_24[j]
+            i += 2
+        store_packs(target_C, c, LANE_STRIDE, whole, sum_24, PACKS)
+        c += TILE
+    c = whole + lane
+    while c < target_C.size:
+        total = target_C[c] if c < before_end else float32(0)
+        for i in range(first, end):
+            total += load(grad_out_NC[places_N[i]], c)
+        target_C[c] = total
+        c += WARP_SIZE
+
+
+@kernel(
+    "void(float32[:, ::1], float32[:, ::1], real[:, ::1], int32[::1], int32[::1], int32[::1], int32[::1], int64)",
+    launch_bounds=BLOCK,
+)
+def segment_sums_kernel(grad_token_weight_VC, partials_KC, grad_out_NC, counts_2, places_N, bounds_M, targets_N, whole):
+    """A warp owns segments; a lane owns three packs of 8 channels at once."""
+    segment = cuda.grid(1) >> 5
+    while segment < counts_2[0]:
+        target = targets_N[segment]
+        target_C = grad_token_weight_VC[target] if target >= 0 else partials_KC[-1 - target]
+        before_end = target_C.size if target >= 0 else 0
         first, end = bounds_M[segment], bounds_M[segment + 1]
-        if first < end:
-            for j in range(8):
-                sum_8[j] = float32(0)
-            i = first + warp
-            while i < end:
-                load_pack(x_8, grad_out_NC[places_N[i]], first_pack + lane, packs)
-                for j in range(8):
-                    sum_8[j] += x_8[j]
-                i += WARPS
-            for j in range(8):
-                partial[warp * TILE + j * WARP_SIZE + lane] = sum_8[j]  # lanes side by side: no bank conflict
-            cuda.syncthreads()  # all warps have written their sums
-            c = first_pack * 8 + cuda.threadIdx.x
-            if c < C:
-                total = float32(0)
-                where = (cuda.threadIdx.x & 7) * WARP_SIZE + (cuda.threadIdx.x >> 3)
-                for w in range(WARPS):
-                    total += partial[w * TILE + where]
-                grad_token_weight_VC[tokens_N[places_N[first]], c] += total
-            cuda.syncthreads()  # all have read: the next item may overwrite
+        add_segment_device(target_C, before_end, grad_out_NC, places_N, first, end, whole)
+        segment += cuda.gridsize(1) >> 5
+
+
+@kernel(
+    "void(float32[:, ::1], float32[::1], int32[::1], int32[::1], int32[::1])",
+    launch_bounds=SUM_BLOCK,
+)
+def merge_partials_kernel(grad_token_weight_VC, partials_S, counts_2, bounds_L, tokens_L):
+    """A block owns 32 channels of a token at a time, one a lane; its 8 warps share the token's partial sums."""
+    C = grad_token_weight_VC.shape[1]
+    n_tiles = (C + WARP_SIZE - 1) // WARP_SIZE
+    item = cuda.blockIdx.x
+    while item < counts_2[1] * n_tiles:
+        which = item // n_tiles
+        c = item % n_tiles * WARP_SIZE + (cuda.threadIdx.x & 31)
+        first = bounds_L[which]
+        total = chunk_sum(partials_S[first * C :], bounds_L[which + 1] - first, C, c)
+        if cuda.threadIdx.x < WARP_SIZE and c < C:
+            grad_token_weight_VC[tokens_L[which], c] += total
         item += cuda.gridDim.x
-
-
-def _block_of_row(C: int) -> int:
-    """Return how many threads share a row: one a pack, in whole warps."""
-    return min(BLOCK, WARP_SIZE * ceil_div(C, WARP_SIZE * PACK))
 
 
 @launcher
@@ -152,21 +230,20 @@ def encoder_forward(out_BTC, tokens_BT, token_weight_VC, position_weight_SC, str
     if T > sizes.S:
         raise ValueError(f"T is {T} but position_weight_SC has {sizes.S} positions")
     out_NC = arrays.out_BTC.reshape(B * T, C)
-    packs = n_packs(C, out_NC, arrays.token_weight_VC, arrays.position_weight_SC)
+    whole = n_packs(C, out_NC, arrays.token_weight_VC, arrays.position_weight_SC) * PACK
     tokens_N = arrays.tokens_BT.reshape(B * T)
-    arguments = (out_NC, tokens_N, arrays.token_weight_VC, arrays.position_weight_SC, T, packs)
-    return [Launch(encoder_forward_kernel, B * T, _block_of_row(C), arguments, stream)]
+    arguments = (out_NC, tokens_N, arrays.token_weight_VC, arrays.position_weight_SC, T, whole)
+    return [Launch(encoder_forward_kernel, ceil_div(B * T, WARPS * ROWS), BLOCK, arguments, stream)]
 
 
 @launcher
-def encoder_backward(
-    grad_token_weight_VC, grad_position_weight_SC, grad_out_BTC, tokens_BT, places_N, bounds_M, stream=0
-):
+def encoder_backward(grad_token_weight_VC, grad_position_weight_SC, scratch_R, grad_out_BTC, plan_P, stream=0):
     """Add to the gradients of both tables, deterministically.
 
-    Reads    grad_out_BTC: float32 or bfloat16; tokens_BT: int32; places_N, bounds_M: int32, what `places_by_token`
-             gave for these tokens; all C-contiguous, on the device.
-    Writes   grad_token_weight_VC (+=), grad_position_weight_SC (+=): float32.
+    Reads    grad_out_BTC: float32 or bfloat16; plan_P: int32, what `plan_token_gradient` gave for the batch's tokens;
+             all C-contiguous, on the device.
+    Writes   grad_token_weight_VC (+=), grad_position_weight_SC (+=), with S >= T: float32; scratch_R float32 (=), at
+             least `encoder_scratch_size(B * T, C)`.
     Work     2*B*T*C flop, 2*B*T*C*itemsize bytes read, 8 bytes for each element of a row used: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_encoder.py).
     Raises   ValueError if a shape or dtype disagrees; nothing is launched then.
@@ -178,22 +255,38 @@ def encoder_backward(
         float32={
             "grad_token_weight_VC": grad_token_weight_VC,
             "grad_position_weight_SC": grad_position_weight_SC,
+            "scratch_R": scratch_R,
         },
-        int32={"tokens_BT": tokens_BT, "places_N": places_N, "bounds_M": bounds_M},
+        int32={"plan_P": plan_P},
     )
     B, T, C = sizes.B, sizes.T, sizes.C
     N = B * T
-    if sizes.N != N or sizes.M != N + 1 or T > sizes.S:
+    wanted = token_plan_size(N), encoder_scratch_size(N, C)
+    if sizes.P != wanted[0] or sizes.R < wanted[1] or T > sizes.S:
         raise ValueError(
-            f"B*T = {N} places need places_N of {N}, bounds_M of {N + 1} elements and at least {T} positions, "
-            f"not {sizes.N}, {sizes.M} and {sizes.S}"
+            f"B*T = {N} places need plan_P of {wanted[0]}, scratch_R of {wanted[1]} elements and at least {T} "
+            f"positions, not {sizes.P}, {sizes.R} and {sizes.S}"
         )
+    grad_out_Y, grad_position_X = (
+        arrays.grad_out_BTC.reshape(N * C),
+        arrays.grad_position_weight_SC.reshape(sizes.S * C),
+    )
     grad_out_NC = arrays.grad_out_BTC.reshape(N, C)
-    positions = (arrays.grad_position_weight_SC, grad_out_NC, T)
-    tokens = (arrays.grad_token_weight_VC, grad_out_NC, arrays.tokens_BT.reshape(N), arrays.places_N, arrays.bounds_M)
-    both_aligned = n_packs(C, arrays.grad_position_weight_SC, grad_out_NC)
-    out_aligned = n_packs(C, grad_out_NC)
+    whole = T * C if n_packs(C, arrays.grad_position_weight_SC, grad_out_NC) * PACK == C else 0
+    position_grid = ceil_div(T * C, BLOCK * PACK)
+    ends = np.cumsum(_plan_parts(N)).tolist()
+    counts, places, bounds, targets, merge_bounds, merge_tokens = (
+        arrays.plan_P[begin:end] for begin, end in zip([0, *ends], ends, strict=False)
+    )
+    partials_S = arrays.scratch_R[: wanted[1]]
+    partials_KC = partials_S.reshape(_most_partials(N), C)
+    token_weight_VC = arrays.grad_token_weight_VC
+    row_whole = n_packs(C, token_weight_VC, partials_KC, grad_out_NC) * PACK
+    segments = (token_weight_VC, partials_KC, grad_out_NC, counts, places, bounds, targets, row_whole)
+    merge_grid = min(MERGE_GRID, N // SEGMENT * ceil_div(C, WARP_SIZE))
+    merge = (token_weight_VC, partials_S, counts, merge_bounds, merge_tokens)
     return [
-        Launch(position_gradient_kernel, T, _block_of_row(C), (*positions, both_aligned), stream),
-        Launch(token_gradient_kernel, N * ceil_div(C, TILE), BLOCK, (*tokens, out_aligned), stream),
+        Launch(position_gradient_kernel, position_grid, BLOCK, (grad_position_X, grad_out_Y, T * C, whole), stream),
+        Launch(segment_sums_kernel, ceil_div(N, WARPS * ROWS), BLOCK, segments, stream),
+        Launch(merge_partials_kernel, merge_grid, SUM_BLOCK, merge, stream),
     ]

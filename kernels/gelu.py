@@ -16,12 +16,11 @@ import math
 import numpy as np
 from numba import cuda, float32
 
-from kernels.elements import load_pack, n_packs_of, store_pack
+from kernels.elements import load, load_pack, load_packs, n_packs_of, store, store_pack, store_packs
+from kernels.elementwise import BLOCK, OWNED, PACK_STRIDE, PACKS, first_of_thread, grid_of, step_of_grid, whole_packs
 from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
 from kernels.ptx import exp2, reciprocal
 from kernels.registry import kernel
-
-BLOCK = 256
 
 CUBIC = np.float32(0.044715)
 SLOPE = np.float32(2 * math.sqrt(2 / math.pi))  # d(2u)/dx at 0
@@ -49,31 +48,39 @@ def gelu_grad_device(x):
 
 
 @kernel("void(real[::1], real[::1], int64)", launch_bounds=BLOCK)
-def gelu_forward_kernel(out_N, inp_N, packs):
-    """A thread owns packs of 8 elements."""
-    x_8 = cuda.local.array(8, float32)
-    pack = cuda.grid(1)
-    while pack < n_packs_of(out_N):
-        load_pack(x_8, inp_N, pack, packs)
-        for j in range(8):
-            x_8[j] = gelu_device(x_8[j])
-        store_pack(out_N, pack, packs, x_8)
-        pack += cuda.gridsize(1)
+def gelu_forward_kernel(out_N, inp_N, whole):
+    """A thread owns four packs of 8 elements at once."""
+    x_32 = cuda.local.array(OWNED, float32)
+    i = first_of_thread()
+    while i < whole:
+        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
+        for j in range(OWNED):
+            x_32[j] = gelu_device(x_32[j])
+        store_packs(out_N, i, PACK_STRIDE, whole, x_32, PACKS)
+        i += step_of_grid()
+    i = whole + cuda.grid(1)
+    while i < out_N.size:
+        store(out_N, i, gelu_device(load(inp_N, i)))
+        i += cuda.gridsize(1)
 
 
 @kernel("void(real[::1], real[::1], real[::1], int64)", launch_bounds=BLOCK)
-def gelu_backward_kernel(grad_inp_N, grad_out_N, inp_N, packs):
-    """A thread owns packs of 8 elements."""
-    x_8 = cuda.local.array(8, float32)
-    grad_8 = cuda.local.array(8, float32)
-    pack = cuda.grid(1)
-    while pack < n_packs_of(inp_N):
-        load_pack(x_8, inp_N, pack, packs)
-        load_pack(grad_8, grad_out_N, pack, packs)
-        for j in range(8):
-            grad_8[j] *= gelu_grad_device(x_8[j])
-        store_pack(grad_inp_N, pack, packs, grad_8)
-        pack += cuda.gridsize(1)
+def gelu_backward_kernel(grad_inp_N, grad_out_N, inp_N, whole):
+    """A thread owns four packs of 8 elements at once."""
+    x_32 = cuda.local.array(OWNED, float32)
+    grad_32 = cuda.local.array(OWNED, float32)
+    i = first_of_thread()
+    while i < whole:
+        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
+        load_packs(grad_32, grad_out_N, i, PACK_STRIDE, whole, PACKS)
+        for j in range(OWNED):
+            grad_32[j] *= gelu_grad_device(x_32[j])
+        store_packs(grad_inp_N, i, PACK_STRIDE, whole, grad_32, PACKS)
+        i += step_of_grid()
+    i = whole + cuda.grid(1)
+    while i < grad_inp_N.size:
+        store(grad_inp_N, i, load(grad_out_N, i) * gelu_grad_device(load(inp_N, i)))
+        i += cuda.gridsize(1)
 
 
 @kernel("void(real[:, ::1], real[:, ::1], real[::1], int64)", launch_bounds=BLOCK)
@@ -127,9 +134,8 @@ def gelu_forward(out_N, inp_N, stream=0):
     Book     Chapter 04.
     """
     arrays, sizes = take(real={"out_N": out_N, "inp_N": inp_N})
-    packs = n_packs(sizes.N, arrays.out_N, arrays.inp_N)
-    grid = ceil_div(sizes.N, BLOCK * PACK)
-    return [Launch(gelu_forward_kernel, grid, BLOCK, (arrays.out_N, arrays.inp_N, packs), stream)]
+    whole = whole_packs(sizes.N, arrays.out_N, arrays.inp_N)
+    return [Launch(gelu_forward_kernel, grid_of(sizes.N), BLOCK, (arrays.out_N, arrays.inp_N, whole), stream)]
 
 
 @launcher
@@ -145,9 +151,9 @@ def gelu_backward(grad_inp_N, grad_out_N, inp_N, stream=0):
     Book     Chapter 04.
     """
     arrays, sizes = take(real={"grad_inp_N": grad_inp_N, "grad_out_N": grad_out_N, "inp_N": inp_N})
-    packs = n_packs(sizes.N, arrays.grad_inp_N, arrays.grad_out_N, arrays.inp_N)
-    arguments = (arrays.grad_inp_N, arrays.grad_out_N, arrays.inp_N, packs)
-    return [Launch(gelu_backward_kernel, ceil_div(sizes.N, BLOCK * PACK), BLOCK, arguments, stream)]
+    whole = whole_packs(sizes.N, arrays.grad_inp_N, arrays.grad_out_N, arrays.inp_N)
+    arguments = (arrays.grad_inp_N, arrays.grad_out_N, arrays.inp_N, whole)
+    return [Launch(gelu_backward_kernel, grid_of(sizes.N), BLOCK, arguments, stream)]
 
 
 def _block_of_row(F: int) -> int:

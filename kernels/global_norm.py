@@ -8,31 +8,32 @@ from __future__ import annotations
 
 from numba import cuda, float32
 
-from kernels.elements import load_pack, n_packs_of
-from kernels.launch import PACK, Launch, ceil_div, launcher, n_packs, take
+from kernels.elements import load, load_packs
+from kernels.elementwise import BLOCK, OWNED, PACK_STRIDE, PACKS, TILE, whole_packs
+from kernels.launch import PACK, Launch, ceil_div, launcher, take
 from kernels.reduce import block_sum
 from kernels.registry import kernel
 
-BLOCK = 256
-CHUNK_PACKS = 4 * BLOCK
-CHUNK = CHUNK_PACKS * PACK
+CHUNK = TILE
 FINISH_BLOCK = 1024
 
 
 @kernel("void(float32[::1], real[::1], int64, int64)", launch_bounds=BLOCK)
-def chunk_sums_kernel(scratch_S, inp_N, squared, packs):
-    """A block owns chunks; a thread owns four packs of 8 elements of it."""
-    x_8 = cuda.local.array(8, float32)
-    n_all = n_packs_of(inp_N)
+def chunk_sums_kernel(scratch_S, inp_N, squared, whole):
+    """A block owns chunks; a thread owns four packs of 8 elements of it, all loaded at once."""
+    x_32 = cuda.local.array(OWNED, float32)
     chunk = cuda.blockIdx.x
-    while chunk * CHUNK_PACKS < n_all:
+    while chunk * CHUNK < inp_N.size:
+        i = chunk * CHUNK + cuda.threadIdx.x * PACK
+        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
         total = float32(0)
-        pack = chunk * CHUNK_PACKS + cuda.threadIdx.x
-        while pack < min(n_all, (chunk + 1) * CHUNK_PACKS):
-            load_pack(x_8, inp_N, pack, packs)
-            for j in range(8):
-                total += x_8[j] * x_8[j] if squared else x_8[j]
-            pack += BLOCK
+        for j in range(OWNED):
+            total += x_32[j] * x_32[j] if squared else x_32[j]
+        i = max(whole, chunk * CHUNK) + cuda.threadIdx.x
+        while i < min(inp_N.size, (chunk + 1) * CHUNK):
+            x = load(inp_N, i)
+            total += x * x if squared else x
+            i += BLOCK
         total = block_sum(total)
         if cuda.threadIdx.x == 0:
             scratch_S[chunk] = total
@@ -63,7 +64,7 @@ def _sum(out_1, scratch_S, inp_N, squared: bool, accumulate: bool, stream) -> li
     n_chunks = sum_scratch_size(sizes.N)
     if sizes.S < n_chunks:
         raise ValueError(f"scratch_S has {sizes.S} elements; {n_chunks} are needed for {sizes.N} elements")
-    chunk_arguments = (arrays.scratch_S, arrays.inp_N, int(squared), n_packs(sizes.N, arrays.inp_N))
+    chunk_arguments = (arrays.scratch_S, arrays.inp_N, int(squared), whole_packs(sizes.N, arrays.inp_N))
     finish_arguments = (arrays.out_1, arrays.scratch_S, n_chunks, int(accumulate))
     return [
         Launch(chunk_sums_kernel, n_chunks, BLOCK, chunk_arguments, stream),

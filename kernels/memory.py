@@ -1,7 +1,7 @@
 """Zero, copy and cast: the simplest kernels, and the yardstick of memory bandwidth.
 
-A thread owns packs of eight elements. The loops step by the size of the grid, so the result does not depend on the
-launch.
+A thread owns packs of eight elements (`elementwise`). The loops step by the size of the grid, so the result does not
+depend on the launch.
 
 Letters: N all elements.
 """
@@ -10,23 +10,26 @@ from __future__ import annotations
 
 from numba import cuda, float32
 
-from kernels.elements import load_pack, n_packs_of, store_pack
-from kernels.launch import PACK, Launch, ceil_div, launcher, n_packs, take
+from kernels.elements import load, load_packs, store, store_packs
+from kernels.elementwise import BLOCK, OWNED, PACK_STRIDE, PACKS, first_of_thread, grid_of, step_of_grid, whole_packs
+from kernels.launch import Launch, launcher, take
 from kernels.registry import kernel
-
-BLOCK = 256
 
 
 @kernel("void(real[::1], int64)", launch_bounds=BLOCK)
-def zero_kernel(out_N, packs):
-    """A thread owns packs of 8 elements."""
-    zero_8 = cuda.local.array(8, float32)
-    for j in range(8):
-        zero_8[j] = float32(0)
-    pack = cuda.grid(1)
-    while pack < n_packs_of(out_N):
-        store_pack(out_N, pack, packs, zero_8)
-        pack += cuda.gridsize(1)
+def zero_kernel(out_N, whole):
+    """A thread owns four packs of 8 elements at once."""
+    zero_32 = cuda.local.array(OWNED, float32)
+    for j in range(OWNED):
+        zero_32[j] = float32(0)
+    i = first_of_thread()
+    while i < whole:
+        store_packs(out_N, i, PACK_STRIDE, whole, zero_32, PACKS)
+        i += step_of_grid()
+    i = whole + cuda.grid(1)
+    while i < out_N.size:
+        store(out_N, i, float32(0))
+        i += cuda.gridsize(1)
 
 
 @kernel(
@@ -35,14 +38,18 @@ def zero_kernel(out_N, packs):
     "void(uint16[::1], float32[::1], int64)",
     launch_bounds=BLOCK,
 )
-def cast_kernel(out_N, inp_N, packs):
-    """A thread owns packs of 8 elements."""
-    x_8 = cuda.local.array(8, float32)
-    pack = cuda.grid(1)
-    while pack < n_packs_of(out_N):
-        load_pack(x_8, inp_N, pack, packs)
-        store_pack(out_N, pack, packs, x_8)
-        pack += cuda.gridsize(1)
+def cast_kernel(out_N, inp_N, whole):
+    """A thread owns four packs of 8 elements at once."""
+    x_32 = cuda.local.array(OWNED, float32)
+    i = first_of_thread()
+    while i < whole:
+        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
+        store_packs(out_N, i, PACK_STRIDE, whole, x_32, PACKS)
+        i += step_of_grid()
+    i = whole + cuda.grid(1)
+    while i < out_N.size:
+        store(out_N, i, load(inp_N, i))
+        i += cuda.gridsize(1)
 
 
 @launcher
@@ -58,13 +65,12 @@ def zero(out_N, stream=0):
     Book     Chapter 04.
     """
     arrays, sizes = take(real={"out_N": out_N})
-    grid = ceil_div(sizes.N, BLOCK * PACK)
-    return [Launch(zero_kernel, grid, BLOCK, (arrays.out_N, n_packs(sizes.N, arrays.out_N)), stream)]
+    return [Launch(zero_kernel, grid_of(sizes.N), BLOCK, (arrays.out_N, whole_packs(sizes.N, arrays.out_N)), stream)]
 
 
 def _cast(arrays, sizes, stream) -> list[Launch]:
-    packs = n_packs(sizes.N, arrays.out_N, arrays.inp_N)
-    return [Launch(cast_kernel, ceil_div(sizes.N, BLOCK * PACK), BLOCK, (arrays.out_N, arrays.inp_N, packs), stream)]
+    whole = whole_packs(sizes.N, arrays.out_N, arrays.inp_N)
+    return [Launch(cast_kernel, grid_of(sizes.N), BLOCK, (arrays.out_N, arrays.inp_N, whole), stream)]
 
 
 @launcher

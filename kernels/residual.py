@@ -10,26 +10,29 @@ from __future__ import annotations
 
 from numba import cuda, float32
 
-from kernels.elements import load_pack, n_packs_of, store_pack
-from kernels.launch import PACK, Launch, ceil_div, launcher, n_packs, take
+from kernels.elements import load, load_packs, store, store_packs
+from kernels.elementwise import BLOCK, OWNED, PACK_STRIDE, PACKS, first_of_thread, grid_of, step_of_grid, whole_packs
+from kernels.launch import Launch, launcher, take
 from kernels.registry import kernel
-
-BLOCK = 256
 
 
 @kernel("void(real[::1], real[::1], real[::1], int64)", launch_bounds=BLOCK)
-def residual_forward_kernel(out_N, inp_N, added_N, packs):
-    """A thread owns packs of 8 elements."""
-    x_8 = cuda.local.array(8, float32)
-    y_8 = cuda.local.array(8, float32)
-    pack = cuda.grid(1)
-    while pack < n_packs_of(out_N):
-        load_pack(x_8, inp_N, pack, packs)
-        load_pack(y_8, added_N, pack, packs)
-        for j in range(8):
-            x_8[j] += y_8[j]
-        store_pack(out_N, pack, packs, x_8)
-        pack += cuda.gridsize(1)
+def residual_forward_kernel(out_N, inp_N, added_N, whole):
+    """A thread owns four packs of 8 elements at once."""
+    x_32 = cuda.local.array(OWNED, float32)
+    y_32 = cuda.local.array(OWNED, float32)
+    i = first_of_thread()
+    while i < whole:
+        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
+        load_packs(y_32, added_N, i, PACK_STRIDE, whole, PACKS)
+        for j in range(OWNED):
+            x_32[j] += y_32[j]
+        store_packs(out_N, i, PACK_STRIDE, whole, x_32, PACKS)
+        i += step_of_grid()
+    i = whole + cuda.grid(1)
+    while i < out_N.size:
+        store(out_N, i, load(inp_N, i) + load(added_N, i))
+        i += cuda.gridsize(1)
 
 
 @launcher
@@ -45,6 +48,6 @@ def residual_forward(out_N, inp_N, added_N, stream=0):
     Book     Chapter 04.
     """
     arrays, sizes = take(real={"out_N": out_N, "inp_N": inp_N, "added_N": added_N})
-    packs = n_packs(sizes.N, arrays.out_N, arrays.inp_N, arrays.added_N)
-    arguments = (arrays.out_N, arrays.inp_N, arrays.added_N, packs)
-    return [Launch(residual_forward_kernel, ceil_div(sizes.N, BLOCK * PACK), BLOCK, arguments, stream)]
+    whole = whole_packs(sizes.N, arrays.out_N, arrays.inp_N, arrays.added_N)
+    arguments = (arrays.out_N, arrays.inp_N, arrays.added_N, whole)
+    return [Launch(residual_forward_kernel, grid_of(sizes.N), BLOCK, arguments, stream)]

@@ -19,10 +19,8 @@ def block_of_row(P: int) -> int:
     return min(MAX_BLOCK, WARP_SIZE * ceil_div(P, WARP_SIZE * PACK))
 
 
-def classifier_launch(
-    kernel, losses_N, logits_NP, targets_N, V, grad_loss, write_gradient, accumulate, stream
-) -> list[Launch]:
-    """Check the arguments of a step and prepare its launch.
+def classifier_arguments(losses_N, logits_NP, targets_N, V, grad_loss, write_gradient, accumulate) -> tuple:
+    """Check the arguments of a step; return those of its kernel, the last the packs of a row, and the sizes.
 
     Raises:
         ValueError: a shape or dtype disagrees, or V is no size of the vocabulary.
@@ -32,5 +30,17 @@ def classifier_launch(
         raise ValueError(f"V is {V}; logits_NP has {sizes.P} columns, of which 1 to {sizes.P} can be the vocabulary")
     packs = n_packs(sizes.P, arrays.logits_NP)
     numbers = (int(V), float(grad_loss), int(write_gradient), int(accumulate), packs)
-    arguments = (arrays.losses_N, arrays.logits_NP, arrays.targets_N, *numbers)
+    return (arrays.losses_N, arrays.logits_NP, arrays.targets_N, *numbers), sizes
+
+
+def classifier_launch(
+    kernel, losses_N, logits_NP, targets_N, V, grad_loss, write_gradient, accumulate, stream
+) -> list[Launch]:
+    """Check the arguments of a step and prepare its launch.
+
+    Raises:
+        ValueError: a shape or dtype disagrees, or V is no size of the vocabulary.
+    """
+    given = (losses_N, logits_NP, targets_N, V, grad_loss, write_gradient, accumulate)
+    arguments, sizes = classifier_arguments(*given)
     return [Launch(kernel, sizes.N, block_of_row(sizes.P), arguments, stream)]

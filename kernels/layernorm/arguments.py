@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from kernels.launch import ceil_div, take
 
-MAX_CHUNKS = 512  # of rows; 4 blocks on each of 128 multiprocessors
+MAX_CHUNKS = 792  # of rows; 6 blocks on each of the 132 multiprocessors of an H100
 MIN_ROWS = 8  # of a chunk
 
 
-def rows_per_chunk(N: int) -> int:
+def rows_per_chunk(N: int, max_chunks: int = MAX_CHUNKS) -> int:
     """Return how many rows share one partial sum. It depends on N alone, and so do the bits of the result."""
-    return max(MIN_ROWS, ceil_div(N, MAX_CHUNKS))
+    return max(MIN_ROWS, ceil_div(N, max_chunks))
 
 
 def layernorm_scratch_size(N: int, C: int) -> int:
-    """Return the float32 elements that `layernorm_backward` needs in `scratch_S`."""
+    """Return the float32 elements that `layernorm_backward` of any step needs in `scratch_S`."""
     return ceil_div(N, rows_per_chunk(N)) * 2 * padded(C)
 
 
@@ -27,6 +27,21 @@ def take_forward(out_NC, mean_N, rstd_N, inp_NC, weight_C, bias_C):
     """Take the arrays of a forward pass, and their sizes."""
     return take(
         real={"out_NC": out_NC, "inp_NC": inp_NC, "weight_C": weight_C, "bias_C": bias_C},
+        float32={"mean_N": mean_N, "rstd_N": rstd_N},
+    )
+
+
+def take_residual_forward(residual_NC, out_NC, mean_N, rstd_N, inp_NC, added_NC, weight_C, bias_C):
+    """Take the arrays of a forward pass with the residual sum before it, and their sizes."""
+    return take(
+        real={
+            "residual_NC": residual_NC,
+            "out_NC": out_NC,
+            "inp_NC": inp_NC,
+            "added_NC": added_NC,
+            "weight_C": weight_C,
+            "bias_C": bias_C,
+        },
         float32={"mean_N": mean_N, "rstd_N": rstd_N},
     )
 

@@ -21,6 +21,7 @@ from kernels.registry import kernel
 BLOCK = 256
 WARPS = BLOCK // WARP_SIZE
 SHARED_BYTES = 48 * 1024  # what a block gets without asking
+MAX_CHUNKS = 512  # of rows; 4 blocks on each of 128 multiprocessors
 
 
 @cuda.jit(device=True)
@@ -251,7 +252,7 @@ def layernorm_backward(
     if n_warps == 0:
         raise ValueError(f"inp_NC has {sizes.C} channels; at most {SHARED_BYTES // 8} are possible")
     packs = n_packs(sizes.C, a.grad_inp_NC, a.grad_out_NC, a.inp_NC, a.weight_C)
-    chunk_rows = rows_per_chunk(sizes.N)
+    chunk_rows = rows_per_chunk(sizes.N, MAX_CHUNKS)
     n_chunks = ceil_div(sizes.N, chunk_rows)
     rows = (a.grad_inp_NC, a.scratch_S, a.grad_out_NC, a.inp_NC, a.weight_C, a.mean_N, a.rstd_N)
     rows += (int(accumulate), chunk_rows, packs)

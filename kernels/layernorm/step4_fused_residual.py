@@ -8,7 +8,8 @@ from __future__ import annotations
 from numba import cuda, float32
 
 from kernels.elements import load_pack, n_packs_of, store_pack
-from kernels.launch import WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
+from kernels.launch import WARP_SIZE, Launch, ceil_div, launcher, n_packs
+from kernels.layernorm.arguments import take_residual_forward
 from kernels.layernorm.step3_vectorized import BLOCK, WARPS, normalize_row_device, row_statistics_device
 from kernels.registry import kernel
 
@@ -59,17 +60,7 @@ def residual_layernorm_forward(
     Source   Ba et al. 2016, eq. 3-4 (arXiv:1607.06450); compare llm.c fused_residual_forward5 @ f1e2ace.
     Book     Chapter 06, step 4.
     """
-    a, sizes = take(
-        real={
-            "residual_NC": residual_NC,
-            "out_NC": out_NC,
-            "inp_NC": inp_NC,
-            "added_NC": added_NC,
-            "weight_C": weight_C,
-            "bias_C": bias_C,
-        },
-        float32={"mean_N": mean_N, "rstd_N": rstd_N},
-    )
+    a, sizes = take_residual_forward(residual_NC, out_NC, mean_N, rstd_N, inp_NC, added_NC, weight_C, bias_C)
     arrays = (a.residual_NC, a.out_NC, a.mean_N, a.rstd_N, a.inp_NC, a.added_NC, a.weight_C, a.bias_C)
     packs = n_packs(sizes.C, a.residual_NC, a.out_NC, a.inp_NC, a.added_NC, a.weight_C, a.bias_C)
     grid = ceil_div(sizes.N, WARPS)

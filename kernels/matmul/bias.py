@@ -8,39 +8,57 @@ from __future__ import annotations
 
 from numba import cuda, float32
 
-from kernels.elements import load_pack
+from kernels.elements import load, load_packs
 from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
+from kernels.reduce import SUM_BLOCK, chunk_sum
 from kernels.registry import kernel
 
 BLOCK = 256
 WARPS = BLOCK // WARP_SIZE
 TILE = WARP_SIZE * PACK  # columns of a block
 PARTIALS = WARPS * TILE
+ROWS = 4  # of a warp under way at once
+OWNED = ROWS * PACK
 MAX_CHUNKS = 128
 MIN_ROWS = 4 * WARPS  # of a chunk
 
 
-@kernel("void(float32[::1], real[:, ::1], int64, int64)", launch_bounds=BLOCK)
-def chunk_column_sums_kernel(scratch_S, grad_out_MN, chunk_rows, packs):
+@cuda.jit(device=True)
+def add_rows_device(sum_8, grad_out_X, N, m, end, c, whole):
+    """Add columns c to c + 7 of every 8th row from m on, before row `end`, to the sums."""
+    x_32 = cuda.local.array(OWNED, float32)
+    if c < whole:
+        at = m * N + c
+        while at < end * N:
+            load_packs(x_32, grad_out_X, at, WARPS * N, end * N, ROWS)
+            for row in range(ROWS):
+                for j in range(PACK):
+                    sum_8[j] += x_32[row * PACK + j]
+            at += ROWS * WARPS * N
+    else:
+        while m < end:
+            for j in range(PACK):
+                if c + j < N:
+                    sum_8[j] += load(grad_out_X, m * N + c + j)
+            m += WARPS
+
+
+@kernel("void(float32[::1], real[::1], int64, int64, int64)", launch_bounds=BLOCK)
+def chunk_column_sums_kernel(scratch_S, grad_out_X, N, chunk_rows, whole):
     """A block owns 256 columns of a chunk at a time; its 8 warps share the rows, a lane owns a pack of 8 columns."""
     partial = cuda.shared.array(PARTIALS, float32)
-    x_8 = cuda.local.array(8, float32)
-    sum_8 = cuda.local.array(8, float32)
+    sum_8 = cuda.local.array(PACK, float32)
     lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
-    M, N = grad_out_MN.shape
+    M = grad_out_X.size // N
     n_tiles = (N + TILE - 1) // TILE
     item = cuda.blockIdx.x
     while item < (M + chunk_rows - 1) // chunk_rows * n_tiles:
         chunk, first = item // n_tiles, item % n_tiles * TILE
-        for j in range(8):
+        for j in range(PACK):
             sum_8[j] = float32(0)
-        m = chunk * chunk_rows + warp
-        while m < min(M, (chunk + 1) * chunk_rows):
-            load_pack(x_8, grad_out_MN[m], (first >> 3) + lane, packs)
-            for j in range(8):
-                sum_8[j] += x_8[j]
-            m += WARPS
-        for j in range(8):
+        m, end = chunk * chunk_rows + warp, min(M, (chunk + 1) * chunk_rows)
+        add_rows_device(sum_8, grad_out_X, N, m, end, first + lane * PACK, whole)
+        for j in range(PACK):
             partial[warp * TILE + j * WARP_SIZE + lane] = sum_8[j]  # lanes side by side: no bank conflict
         cuda.syncthreads()  # all warps have written their sums
         n = first + cuda.threadIdx.x
@@ -54,16 +72,16 @@ def chunk_column_sums_kernel(scratch_S, grad_out_MN, chunk_rows, packs):
         item += cuda.gridDim.x
 
 
-@kernel("void(float32[::1], float32[::1], int64)", launch_bounds=BLOCK)
+@kernel("void(float32[::1], float32[::1], int64)", launch_bounds=SUM_BLOCK)
 def finish_column_sums_kernel(grad_bias_N, scratch_S, n_chunks):
-    """A thread owns columns."""
-    n = cuda.grid(1)
-    while n < grad_bias_N.size:
-        total = float32(0)
-        for chunk in range(n_chunks):
-            total += scratch_S[chunk * grad_bias_N.size + n]
-        grad_bias_N[n] += total
-        n += cuda.gridsize(1)
+    """A block owns 32 columns at a time, one a lane; its 8 warps share the chunks."""
+    first = cuda.blockIdx.x * WARP_SIZE
+    while first < grad_bias_N.size:
+        n = first + (cuda.threadIdx.x & 31)
+        total = chunk_sum(scratch_S, n_chunks, grad_bias_N.size, n)
+        if cuda.threadIdx.x < WARP_SIZE and n < grad_bias_N.size:
+            grad_bias_N[n] += total
+        first += cuda.gridDim.x * WARP_SIZE
 
 
 def _rows_per_chunk(M: int) -> int:
@@ -95,9 +113,10 @@ def matmul_grad_bias(grad_bias_N, scratch_S, grad_out_MN, stream=0):
         raise ValueError(f"scratch_S has {sizes.S} elements; {bias_scratch_size(M, N)} are needed for {M} x {N}")
     chunk_rows = _rows_per_chunk(M)
     n_chunks = ceil_div(M, chunk_rows)
-    sums = (arrays.scratch_S, arrays.grad_out_MN, chunk_rows, n_packs(N, arrays.grad_out_MN))
+    whole = n_packs(N, arrays.grad_out_MN) * PACK
+    sums = (arrays.scratch_S, arrays.grad_out_MN.reshape(M * N), N, chunk_rows, whole)
     finish = (arrays.grad_bias_N, arrays.scratch_S, n_chunks)
     return [
         Launch(chunk_column_sums_kernel, n_chunks * ceil_div(N, TILE), BLOCK, sums, stream),
-        Launch(finish_column_sums_kernel, ceil_div(N, BLOCK), BLOCK, finish, stream),
+        Launch(finish_column_sums_kernel, ceil_div(N, WARP_SIZE), SUM_BLOCK, finish, stream),
     ]

@@ -29,6 +29,10 @@ def store(array: SimulatedArray, index: int, x) -> None:
     array[index] = float_to_bf16(x) if array.itemsize == 2 else x
 
 
+def as_held(array: SimulatedArray, x) -> np.float32:
+    return bf16_to_float(float_to_bf16(x)) if array.itemsize == 2 else x
+
+
 def _load_many(n: int, into: SimulatedArray, array: SimulatedArray, index: int) -> None:
     if array.itemsize == 2:
         into.data[:n] = widen(array.vector(index, 2 * n))
@@ -53,9 +57,46 @@ def load8(into_8: SimulatedArray, array: SimulatedArray, index: int) -> None:
     _load_many(8, into_8, array, index)
 
 
+def load8_shared(into_8: SimulatedArray, array: SimulatedArray, index: int) -> None:
+    _load_many(8, into_8, array, index)
+
+
 def store4(array: SimulatedArray, index: int, from_4: SimulatedArray) -> None:
     _store_many(4, array, index, from_4)
 
 
 def store8(array: SimulatedArray, index: int, from_8: SimulatedArray) -> None:
     _store_many(8, array, index, from_8)
+
+
+def _load_strided(n: int, into: SimulatedArray, array: SimulatedArray, index, stride, limit, count: int) -> None:
+    for k in range(count):
+        place = index + k * stride
+        part = SimulatedArray(into.data[n * k : n * (k + 1)], into.name)
+        if place < limit:
+            _load_many(n, part, array, place)
+        else:
+            part.data[:] = 0
+
+
+def _store_strided(n: int, array: SimulatedArray, index, stride, limit, values: SimulatedArray, count: int) -> None:
+    for k in range(count):
+        place = index + k * stride
+        if place < limit:
+            _store_many(n, array, place, SimulatedArray(values.data[n * k : n * (k + 1)], values.name))
+
+
+def load_packs(into: SimulatedArray, array: SimulatedArray, index, stride, limit, count: int) -> None:
+    _load_strided(8, into, array, index, stride, limit, count)
+
+
+def store_packs(array: SimulatedArray, index, stride, limit, values: SimulatedArray, count: int) -> None:
+    _store_strided(8, array, index, stride, limit, values, count)
+
+
+def load_quads(into: SimulatedArray, array: SimulatedArray, index, stride, limit, count: int) -> None:
+    _load_strided(4, into, array, index, stride, limit, count)
+
+
+def store_quads(array: SimulatedArray, index, stride, limit, values: SimulatedArray, count: int) -> None:
+    _store_strided(4, array, index, stride, limit, values, count)

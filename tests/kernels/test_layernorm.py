@@ -5,10 +5,19 @@ import pytest
 import torch
 
 from kernels import host
-from kernels.layernorm import LADDER, layernorm_backward, layernorm_scratch_size, reference, residual_layernorm_forward
+from kernels.layernorm import (
+    LADDER,
+    layernorm_backward,
+    layernorm_scratch_size,
+    reference,
+    step3_vectorized,
+    step4_fused_residual,
+    step5_row_in_registers,
+)
+from kernels.layernorm.arguments import MIN_ROWS
 
 DTYPES = ["float32", "bfloat16"]
-SHAPES = [(1, 1), (3, 7), (11, 40), (2, 771)]  # N, C
+SHAPES = [(1, 1), (3, 7), (11, 40), (2, 771), (2, 776)]  # N, C
 STEPS = [pytest.param(step, id=step.__name__.rpartition(".")[2]) for step in LADDER]
 
 
@@ -24,9 +33,9 @@ def single(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(x.astype(np.float32) for x in arrays)
 
 
-def check(results, expected, plain, dtypes) -> None:
+def check(results, expected, plain, dtypes, least=(0.0, 0.0, 0.0, 0.0)) -> None:
     for i, (result, wanted, yardstick, dtype) in enumerate(zip(results, expected, plain, dtypes, strict=True)):
-        assert host.max_error(result, wanted) <= host.error_bound(yardstick, wanted, dtype), i
+        assert host.max_error(result, wanted) <= max(host.error_bound(yardstick, wanted, dtype), least[i]), i
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,16 +73,20 @@ def test_backward(step, shape, dtype, accumulate, run_every_way):
 
     arguments = (before[0], grad_out, inp, weight, *statistics)
     expected = formula(*(x.astype(np.float64) for x in arguments))
-    check(results, expected, formula(*single(*arguments)), (dtype, "float32", "float32"))
+    # the input's gradient is a difference of terms, large where a row hardly varies; a multiply-add rounds only one
+    rounding_of_terms = 2 * host.EPSILON["float32"] * np.abs(statistics[1][:, None] * grad_out * weight).max()
+    least = (rounding_of_terms, 0.0, 0.0)
+    check(results, expected, formula(*single(*arguments)), (dtype, "float32", "float32"), least)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_fused_residual(shape, dtype, run_every_way):
+@pytest.mark.parametrize("step", [step4_fused_residual, step5_row_in_registers])
+def test_fused_residual(step, shape, dtype, run_every_way):
     N, C = shape
     inputs = random(shape, dtype, 1), random(shape, dtype, 2, 3.0, 1.0), random(C, dtype, 3), random(C, dtype, 4)
     outputs = zeros(shape, dtype), zeros(shape, dtype), zeros(N), zeros(N)
-    prepared = residual_layernorm_forward.prepare(*outputs, *(host.to_device(x, dtype) for x in inputs))
+    prepared = step.residual_layernorm_forward.prepare(*outputs, *(host.to_device(x, dtype) for x in inputs))
     results = run_every_way(prepared, *outputs)
 
     def formula(inp, added, weight, bias):
@@ -83,21 +96,32 @@ def test_fused_residual(shape, dtype, run_every_way):
     check(results, formula(*inputs), formula(*single(*inputs)), (dtype, dtype, "float32", "float32"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_many_rows_in_several_chunks(dtype, run_every_way):
-    test_backward(LADDER[-1], (64 * 8 + 5, 16), dtype, True, run_every_way)
+@pytest.mark.parametrize("step", LADDER[2:])
+def test_several_chunks_of_rows(step, run_every_way):
+    test_backward(step, (2 * MIN_ROWS + 3, 16), "bfloat16", True, run_every_way)
 
 
 def test_wide_rows_take_fewer_warps_and_too_wide_ones_are_refused():
     def prepare(C):
         x, vector = zeros((1, C)), zeros(C)
         scratch = zeros(layernorm_scratch_size(1, C))
-        return layernorm_backward.prepare(x, vector, vector, scratch, x, x, vector, zeros(1), zeros(1))
+        return step3_vectorized.layernorm_backward.prepare(x, vector, vector, scratch, x, x, vector, zeros(1), zeros(1))
 
     assert [prepare(C)[0].block // 32 for C in (64, 768, 1600, 6144)] == [8, 8, 3, 1]
     with pytest.raises(ValueError, match="at most 6144"):
         prepare(6152)
+
+
+def test_a_row_is_kept_in_registers_where_it_fits():
+    def kernel_of(C, first=0):
+        x, vector, rows = zeros(2 * C + 8)[first : first + 2 * C].reshape(2, C), zeros(C), zeros(2)
+        (launch,) = step5_row_in_registers.layernorm_forward.prepare(x, rows, rows, x, vector, vector)
+        return launch.kernel
+
+    kept = step5_row_in_registers.FORWARD
+    assert [kernel_of(C) for C in (8, 768, 776, 1024)] == [kept[packs].forward for packs in (3, 3, 4, 4)]
+    for C, first in ((1032, 0), (9, 0), (768, 1)):  # too long, not in packs, not aligned
+        assert kernel_of(C, first) is step3_vectorized.layernorm_forward_kernel
 
 
 def test_reference_is_torch_and_agrees_with_finite_differences():
