@@ -77,7 +77,7 @@ def activation_buffers(config: ModelConfig, B: int, T: int, real: torch.dtype, r
         ("losses_BT", (B, T), torch.float32),
         ("branch_BTC", (B, T, C), real),  # what a layer adds to the stream; in backward a gradient beside the stream
         ("grad_residual_BTC", (B, T, C), real),
-        ("grad_wide_BTF", (B, T, F), real),  # of GELU's output, its input, and of the queries, keys and values
+        ("grad_wide_BTF", (B, T, F), real),  # of GELU's input, and of the queries, keys and values
         ("scratch_S", (scratch,), torch.float32),
     ]
     return tuple(Buffer(*row) for row in table)

@@ -151,6 +151,7 @@ FLAGS: dict[str, list[tuple[str, str | None, Callable[[str], Any], str]]] = {
             "what does the arithmetic: numba, the hand-written kernels (on an NVIDIA GPU of compute capability 8.0 or "
             "more when left out), or torch",
         ),
+        ("arch", None, one_of("sm_80", "sm_90a"), "family of hand-written kernels; the GPU's own when left out"),
         ("device", None, str, "cuda, cpu or mps; the best there is when left out"),
         (
             "dtype",

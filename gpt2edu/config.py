@@ -162,6 +162,7 @@ class TrainConfig:
     zero_stage: int = 0  # -z
     recompute: int = 1  # -r
     backend: str | None = None  # None is chosen by the device
+    arch: str | None = None  # of the numba engine
     device: str | None = None
     dtype: str | None = None
     compile: int | None = None

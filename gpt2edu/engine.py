@@ -31,6 +31,7 @@ from gpt2edu.state_file import ROUNDING_SEED
 from gpt2edu.torch_engine import DTYPES, MEMORY_MARGIN, choose_dtype
 from kernels import SIMULATED
 from kernels.adamw import adamw_update
+from kernels.architecture import force_architecture
 from kernels.encoder import plan_token_gradient
 from kernels.global_norm import squared_norm, sum_scratch_size, total
 from kernels.launch import Prepared
@@ -54,6 +55,8 @@ def refuse(settings: TrainConfig, device: torch.device, dtype: str, world_size: 
             f"--backend numba needs a GPU of compute capability 8.0 or more, not {torch.cuda.get_device_name(device)}; "
             "use --backend torch"
         )
+    if settings.arch == "sm_90a" and device.type == "cuda" and torch.cuda.get_device_capability(device) != (9, 0):
+        raise UsageError(f"--arch sm_90a is for Hopper GPUs, not for {torch.cuda.get_device_name(device)}; use sm_80")
     if dtype == "fp16":
         raise UsageError("--dtype fp16 is for --backend torch only; use --dtype bf16 or fp32")
     if dtype == "bf16" and not settings.master_weights:
@@ -95,6 +98,7 @@ class NumbaEngine:
         self.config, self.settings, self.communicator, self.device = config, settings, communicator, device
         self.dtype, reason = choose_dtype(settings.dtype, device)
         refuse(settings, device, self.dtype, communicator.world_size)
+        force_architecture(settings.arch)
         where = (
             "simulated on the CPU, slowly: for tiny models only"
             if SIMULATED

@@ -18,7 +18,7 @@ from gpt2edu.config import ModelConfig
 from kernels.attention import attention_backward, attention_forward
 from kernels.classifier import fused_classifier
 from kernels.encoder import encoder_backward, encoder_forward
-from kernels.gelu import gelu_backward, gelu_forward
+from kernels.gelu import gelu_forward
 from kernels.launch import Prepared
 from kernels.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
 from kernels.matmul import matmul_forward, matmul_grad_bias, matmul_grad_input, matmul_grad_weight
@@ -93,8 +93,8 @@ class Passes:
     def _mlp_forward(self, n: int) -> None:
         a, w = self.a, self.w
         activated = self._kept(a.activated, n)
-        self._do(matmul_forward, a.expanded[n], self._kept(a.ln2, n), w.fcw[n], w.fcb[n])
-        self._do(gelu_forward, activated, a.expanded[n])
+        expand = activated, self._kept(a.ln2, n), w.fcw[n], w.fcb[n]
+        self._do(matmul_forward, *expand, pre_activation_MN=a.expanded[n])
         self._do(matmul_forward, a.branch, activated, w.fcprojw[n], w.fcprojb[n])
         outputs, weights = self._norm_outputs(n + 1), self._norm_weights(n + 1)
         self._do(residual_layernorm_forward, a.residual[n + 1], *outputs, a.middle[n], a.branch, *weights)
@@ -140,8 +140,8 @@ class Passes:
         activated, normed = self._kept(a.activated, n), self._kept(a.ln2, n)
         if self.recompute >= 1:
             self._do(gelu_forward, activated, a.expanded[n])
-        self._linear_backward(a.grad_wide, a.grad_residual, activated, w.fcprojw[n], g.fcprojw[n], g.fcprojb[n])
-        self._do(gelu_backward, a.grad_wide, a.grad_wide, a.expanded[n])
+        contract = activated, w.fcprojw[n], g.fcprojw[n], g.fcprojb[n]
+        self._linear_backward(a.grad_wide, a.grad_residual, *contract, pre_activation_MK=a.expanded[n])
         if self.recompute >= 2:
             outputs = normed, a.ln2_mean[n], a.ln2_rstd[n]
             self._do(layernorm_forward, *outputs, a.middle[n], w.ln2w[n], w.ln2b[n])
@@ -161,8 +161,15 @@ class Passes:
         self._do(layernorm_backward, a.grad_residual, g.ln1w[n], g.ln1b[n], a.scratch, a.branch, *saved)
 
     def _linear_backward(
-        self, grad_inp: Tensor, grad_out: Tensor, inp: Tensor, weight: Tensor, grad_weight: Tensor, grad_bias: Tensor
+        self,
+        grad_inp: Tensor,
+        grad_out: Tensor,
+        inp: Tensor,
+        weight: Tensor,
+        grad_weight: Tensor,
+        grad_bias: Tensor,
+        **epilogue: Tensor,
     ) -> None:
         self._do(matmul_grad_bias, grad_bias, self.a.scratch, grad_out)
         self._do(matmul_grad_weight, grad_weight, grad_out, inp)
-        self._do(matmul_grad_input, grad_inp, grad_out, weight)
+        self._do(matmul_grad_input, grad_inp, grad_out, weight, **epilogue)

@@ -34,6 +34,7 @@ TOLD_ON_RESUME = {
     "skip_grad_z": "-sg",
     "dtype": "--dtype",
     "backend": "--backend",
+    "arch": "--arch",
 }
 
 

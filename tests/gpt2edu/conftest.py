@@ -8,6 +8,7 @@ import pytest
 import kernels
 from gpt2edu import passes
 from kernels.attention import reference as attention
+from kernels.gelu import gelu_backward, gelu_forward
 from kernels.host import from_bf16, to_bf16
 from kernels.launch import as_array
 
@@ -36,13 +37,21 @@ def on_host(function):
 
 
 @on_host
-def matmul_forward(out, inp, weight, bias=None):
-    put(out, rows(inp) @ rows(weight).T + (0 if bias is None else value(bias)))
+def matmul_forward(out, inp, weight, bias=None, pre_activation_MN=None):
+    product = rows(inp) @ rows(weight).T + (0 if bias is None else value(bias))
+    if pre_activation_MN is None:
+        put(out, product)
+    else:
+        before = as_array(pre_activation_MN, "pre_activation_MN")
+        put(before, product)
+        gelu_forward(out, before)
 
 
 @on_host
-def matmul_grad_input(grad_inp, grad_out, weight):
+def matmul_grad_input(grad_inp, grad_out, weight, pre_activation_MK=None):
     put(grad_inp, rows(grad_out) @ rows(weight))
+    if pre_activation_MK is not None:
+        gelu_backward(grad_inp, grad_inp, pre_activation_MK)
 
 
 @on_host

@@ -32,6 +32,8 @@ def gpu(monkeypatch):
         ((9, 0), {"dtype": "fp16"}, 1, "torch", "--dtype fp16"),
         ((9, 0), {"compile": 0}, 1, "torch", "--compile"),
         ((7, 5), {}, 1, "torch", "8.0"),
+        ((8, 0), {"arch": "sm_90a"}, 1, "torch", "Hopper"),
+        ((9, 0), {"arch": "sm_90a"}, 1, "numba", "NVIDIA X"),
         ((9, 0), {"backend": "torch"}, 1, "torch", "--backend"),
         ((9, 0), {"backend": "numba", "zero_stage": 1}, 2, "numba", "--backend"),  # and the engine refuses
     ],
