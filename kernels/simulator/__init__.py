@@ -22,19 +22,19 @@ What it reports, with the kernel's name and source line, the thread and the bloc
   an alignment lies, on purpose, at the worst address that its declaration allows;
 - `DivergenceError`: threads that wait at different barriers or warp operations, with each waiting group; a lane
   missing from its own mask; a deadlock, with what each barrier still lacks: a wrong parity, too few arrivals or bytes;
-- `SimulatorError`: a shuffle from a lane that takes no part; shared memory touched while TMA fills it or `wgmma` or a
-  TMA store still has to read it; accumulators read before their wait; a missing `fence_async_shared`, `wgmma_fence`,
-  `mbarrier_init_fence` or last `bulk_wait`; too many arrivals; `LaunchError`: a launch no GPU accepts.
+- `SimulatorError`: a shuffle from a lane that takes no part; shared memory touched while TMA fills it, by a thread that
+  neither waited for the copy nor met one that did, or while `wgmma` or a TMA store still has to read it; accumulators
+  read before their wait; a missing `fence_async_shared`, `wgmma_fence`, `mbarrier_init_fence` or last `bulk_wait`; too
+  many arrivals; `LaunchError`: a launch no GPU accepts.
 Shared and local memory start as NaN, so that reading before writing shows. `cp.async`, TMA and `wgmma` do their work
 only when waited for, so that a missing wait shows. `reversed_order()` runs threads backwards, and such work at once: a
 test that compares both orders finds most missing barriers. `tracing()` records each access to the arrays, and
 `warp_steps` shows them as a warp makes them.
 
-What it does not check: races that give the same result in both orders; a thread that reads what a copy brought when
-only another thread waited for it; bank conflicts, coalescing, caches, speed, the rounding order of tensor cores,
-spills. Numbers are NumPy's: `float32 * 0.5` stays float32 here but is float64 on the GPU (write `float32(0.5)`);
-integers are exact Python integers here and wrap at 64 bits there. Blocks run one after the other, so a grid-wide
-barrier or a spin on another block never ends.
+What it does not check: races that give the same result in both orders, bank conflicts, coalescing, caches, speed, the
+rounding order of tensor cores, spills. Numbers are NumPy's: `float32 * 0.5` stays float32 here but is float64 on the
+GPU (write `float32(0.5)`); integers are exact Python integers here and wrap at 64 bits there. Blocks run one after the
+other, so a grid-wide barrier or a spin on another block never ends.
 """
 
 from kernels.simulator.api import install, jit, warp_collective

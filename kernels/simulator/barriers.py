@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from kernels.simulator.api import warp_collective
 from kernels.simulator.errors import DivergenceError, SimulatorError, frame_location
 from kernels.simulator.execution import FULL_MASK, WARP_SIZE, Values, current_thread
+from kernels.simulator.visibility import Seen, merged
 
 GROUP_SIZE = 128
 REGISTERS = 65536
@@ -35,12 +36,15 @@ class Barrier:
     visible_to_tma: bool = False
     copies: list[Callable[[], int]] = field(default_factory=list)
     """Each makes one copy and returns its bytes."""
+    told: Seen = field(default_factory=dict)
+    """What the threads have seen that arrived."""
 
     def arrive(self, n_bytes: int = 0) -> None:
         """Count an arrival, which may let the phase expect more bytes."""
         if self.missing == 0:
             raise SimulatorError(f"more than the {self.count} arrivals that {self} expects in a phase")
         self.missing -= 1
+        self.told = merged([self.told, current_thread().seen])
         self._count(n_bytes)
 
     def _count(self, n_bytes: int) -> None:
@@ -119,13 +123,13 @@ def mbarrier_arrive_if(address: int, predicate: int) -> None:
 
 
 def mbarrier_wait(address: int, parity: int) -> None:
+    thread = current_thread()
     barrier = find_barrier(address)
     parity = int(parity)
     if parity not in (0, 1):
         raise SimulatorError(f"the parity of a phase is 0 or 1, not {parity}")
-    current_thread().wait_until(
-        lambda: barrier.is_over(parity), lambda: f"mbarrier_wait for parity {parity} of {barrier}"
-    )
+    thread.wait_until(lambda: barrier.is_over(parity), lambda: f"mbarrier_wait for parity {parity} of {barrier}")
+    thread.seen = merged([thread.seen, barrier.told, {barrier.address: barrier.phase - 1}])
 
 
 # ---- named barriers ------------------------------------------------------------------------------------------------
@@ -138,6 +142,8 @@ class NamedBarrier:
     n_threads: int = 0
     arrived: int = 0
     phase: int = 0
+    told: Seen = field(default_factory=dict)
+    """What the threads have seen that have come."""
 
 
 class NamedBarriers:
@@ -158,6 +164,7 @@ def _come_to(number: int, n_threads: int) -> NamedBarrier:
         raise SimulatorError(f"barrier {number} is for {barrier.n_threads} threads, and here for {n_threads}")
     barrier.n_threads = n_threads
     barrier.arrived += 1
+    barrier.told = merged([barrier.told, current_thread().seen])
     if barrier.arrived == n_threads:
         barrier.arrived = 0
         barrier.phase += 1
@@ -172,6 +179,7 @@ def barrier_sync(number: int, n_threads: int) -> None:
         lambda: barrier.phase != phase,
         lambda: f"barrier_sync({number}, {n_threads}), to which {barrier.arrived} have come",
     )
+    thread.seen = merged([thread.seen, barrier.told])
 
 
 def barrier_arrive(number: int, n_threads: int) -> None:

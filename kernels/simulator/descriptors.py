@@ -9,6 +9,7 @@ import numpy as np
 
 from kernels.simulator.errors import SimulatorError
 from kernels.simulator.shared import SharedMemory
+from kernels.simulator.visibility import Seen
 
 K_STEP = 16
 _SWIZZLE_128 = 1 << 62
@@ -63,8 +64,12 @@ class Operand:
         return address ^ (address >> 7 & 7) << 4
 
 
-def operand_addresses(shared: SharedMemory, descriptor: int, n: int, steps: int, mn_major: bool) -> np.ndarray:
+def operand_addresses(
+    shared: SharedMemory, descriptor: int, n: int, steps: int, mn_major: bool, all_seen: list[Seen]
+) -> np.ndarray:
     """Return the shared addresses of an operand's elements of all steps, of shape (n, 16 * steps).
+
+    `all_seen` says of which copies the threads know, of all of which each must know.
 
     Raises:
         SimulatorError: Some of it is not there yet, lies outside, or was written by a thread without a fence.
@@ -74,7 +79,8 @@ def operand_addresses(shared: SharedMemory, descriptor: int, n: int, steps: int,
     address = np.concatenate(parts, axis=1)
     first = int(address.min())
     shared.check_address(first, int(address.max()) + 2 - first, 2)
-    shared.check_arrived(address)
+    for seen in all_seen:
+        shared.check_arrived(address, seen)
     shared.check_fenced(address)
     return address
 

@@ -21,6 +21,7 @@ import numpy as np
 from kernels.simulator.errors import DivergenceError, SimulatorError, is_kernel_frame, traceback_location
 from kernels.simulator.report import report
 from kernels.simulator.shared import SharedMemory
+from kernels.simulator.visibility import NOTHING, Seen, tell_each_other
 
 WARP_SIZE = 32
 FULL_MASK = 0xFFFFFFFF
@@ -65,7 +66,7 @@ class SimulatedThread:
 
     __slots__ = (
         "at_exit", "blockIdx", "block", "condition", "copies", "greenlet", "lane", "meeting", "rank", "result",
-        "threadIdx",
+        "seen", "threadIdx",
     )  # fmt: skip
 
     def __init__(self, block: Block, rank: int, thread_index: Dim3) -> None:
@@ -77,6 +78,7 @@ class SimulatedThread:
         self.meeting: Meeting | None = None
         self.condition: Condition | None = None
         self.result: object = None
+        self.seen: Seen = NOTHING
         self.at_exit: list[Callable[[], None]] = []
         """Run when the thread returns from the kernel: checks of what it should have waited for."""
         self.copies: list[list[Callable[[], None]]] = [[]]
@@ -171,7 +173,7 @@ class Block:
         self.index = index
         self.shape = shape
         self.grid = grid
-        self.shared = SharedMemory(dynamic_bytes, lambda: current_thread().rank)
+        self.shared = SharedMemory(dynamic_bytes, current_thread)
         self.hub = greenlet.getcurrent()
         self._units: dict[type, object] = {}
 
@@ -266,6 +268,7 @@ class Block:
 
 def _complete(threads: list[SimulatedThread], numbers: list[int]) -> None:
     """Let threads that wait for the same thing go on, each with its result."""
+    tell_each_other(threads)
     combine = threads[0].meeting.combine
     results: Values = {}
     if combine is not None:

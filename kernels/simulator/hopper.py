@@ -99,7 +99,7 @@ def _start_load(to_address: int, n_bytes: int, barrier: int, read: Callable[[], 
     here = slice(int(to_address), int(to_address) + n_bytes)
     shared.check_arrived(here)
     shared.check_free(here)
-    shared.forget_written(here)
+    shared.forget(here)
     shared.window[here] = POISON
     claim = shared.arriving.add(here, f"started at {frame_location(sys._getframe(2))}")
     counts_at = find_barrier(barrier)
@@ -109,6 +109,7 @@ def _start_load(to_address: int, n_bytes: int, barrier: int, read: Callable[[], 
     def copy() -> int:
         shared.window[here] = read()
         shared.arriving.remove(claim)
+        shared.note_arrived(here, counts_at.address, counts_at.phase)
         return n_bytes
 
     counts_at.copies.append(copy)

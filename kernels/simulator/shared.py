@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from kernels.simulator.errors import LaunchError, MisalignedError, OutOfBoundsError, SimulatorError
 from kernels.simulator.memory import POISON, SimulatedArray, as_numpy_dtype
+from kernels.simulator.visibility import Seen
+
+if TYPE_CHECKING:
+    from kernels.simulator.execution import SimulatedThread
 
 STATIC_SHARED_LIMIT = 48 * 1024
 """Bytes of static shared memory that any kernel may declare (CUDA C++ Programming Guide, compute capabilities)."""
@@ -72,8 +76,8 @@ class SharedMemory:
     size, on purpose: 128-bit accesses to it are then reported, since on a GPU they work only by luck.
     """
 
-    def __init__(self, dynamic_bytes: int, running_rank: Callable[[], int]) -> None:
-        self._running_rank = running_rank
+    def __init__(self, dynamic_bytes: int, running: Callable[[], SimulatedThread]) -> None:
+        self._running = running
         self.dynamic_bytes = dynamic_bytes
         self.window = _aligned_bytes(dynamic_bytes + STATIC_SHARED_LIMIT + 16)
         self.used = dynamic_bytes
@@ -81,6 +85,9 @@ class SharedMemory:
         """What copies under way will fill."""
         self.being_read = Claims(self.window.size)
         """What products and stores under way will read."""
+        self._copy_of: np.ndarray | None = None
+        """By byte: 1 + the place in `_copies` of the copy that brought it, or 0."""
+        self._copies: list[tuple[int, int]] = []
         self._unfenced: np.ndarray | None = None
         """By byte: 1 + the thread that wrote it and has not called `fence_async_shared` since, or 0."""
         self._written: dict[int, list[slice | np.ndarray]] = {}
@@ -139,11 +146,42 @@ class SharedMemory:
         self.check_arrived(slice(address, address + n_bytes))
         return self.window[address : address + n_bytes]
 
-    def check_arrived(self, where: slice | np.ndarray) -> None:
-        """Refuse an access to bytes that a copy under way is about to fill."""
+    @property
+    def copies_are_known(self) -> bool:
+        """Whether there is or was any copy that `check_arrived` must know of."""
+        return bool(self.arriving.under_way) or self._copy_of is not None
+
+    def note_arrived(self, where: slice, barrier: int, phase: int) -> None:
+        """Remember with which phase of which barrier a copy has brought bytes."""
+        if self._copy_of is None:
+            self._copy_of = np.zeros(self.window.size, np.int32)
+        self._copies.append((barrier, phase))
+        self._copy_of[where] = len(self._copies)
+
+    def check_arrived(self, where: slice | np.ndarray, seen: Seen | None = None) -> None:
+        """Refuse an access to bytes of a copy that is under way, or whose end the thread has not seen.
+
+        Args:
+            where: The addresses of the bytes.
+            seen: What the thread has seen; by default that of the running thread.
+        """
         copy = self.arriving.find(where)
         if copy:
             raise SimulatorError(f"this shared memory is the target of a copy whose end no wait has seen yet, {copy}")
+        if self._copy_of is None:
+            return
+        seen = self._running().seen if seen is None else seen
+        numbers = self._copy_of[where]
+        first, last = int(numbers.min()), int(numbers.max())
+        for number in [last] if first == last else np.unique(numbers).tolist():
+            if number == 0:
+                continue
+            barrier, phase = self._copies[number - 1]
+            if seen.get(barrier, -1) < phase:
+                raise SimulatorError(
+                    f"this shared memory was filled by a copy that counts at the barrier at {barrier}, but the thread "
+                    f"neither waited for phase {phase} of it nor met one that did"
+                )
 
     def check_free(self, where: slice | np.ndarray) -> None:
         """Refuse to overwrite bytes that a product or a store is about to read."""
@@ -157,23 +195,26 @@ class SharedMemory:
         """Remember that the running thread writes the bytes at these addresses by ordinary stores."""
         self.check_arrived(where)
         self.check_free(where)
-        rank = self._running_rank()
+        rank = self._running().rank
         if self._unfenced is None:
             self._unfenced = np.zeros(self.window.size, np.int16)
         self._unfenced[where] = rank + 1
+        if self._copy_of is not None:
+            self._copy_of[where] = 0
         self._written.setdefault(rank, []).append(where)
 
     def fence(self) -> None:
         """Let TMA and wgmma see what the running thread wrote so far."""
-        rank = self._running_rank()
+        rank = self._running().rank
         for where in self._written.pop(rank, ()):
             writers = self._unfenced[where]
             self._unfenced[where] = np.where(writers == rank + 1, 0, writers)
 
-    def forget_written(self, where: slice) -> None:
-        """Take bytes for written by a copy."""
-        if self._unfenced is not None:
-            self._unfenced[where] = 0
+    def forget(self, where: slice) -> None:
+        """Forget who wrote bytes, since a copy is about to."""
+        for known in (self._unfenced, self._copy_of):
+            if known is not None:
+                known[where] = 0
 
     def check_fenced(self, where: slice | np.ndarray) -> None:
         """Refuse to let TMA or wgmma read bytes that a thread wrote and did not fence."""
@@ -199,7 +240,7 @@ class SharedArray(SimulatedArray):
 
     def __getitem__(self, index):
         item = super().__getitem__(index)
-        if self._shared.arriving.under_way and not isinstance(item, SimulatedArray):
+        if self._shared.copies_are_known and not isinstance(item, SimulatedArray):
             self._shared.check_arrived(self._bytes(index))
         return item
 

@@ -129,10 +129,15 @@ def _start(n: int, before: Product | np.ndarray | None, compute: Callable[[], np
     return dict.fromkeys(range(GROUP_SIZE), held)
 
 
-def _operand(descriptor: int, n: int, steps: int, mn_major: bool) -> Callable[[], np.ndarray]:
-    """Check and claim an operand in shared memory; what is returned reads it, as float64, and ends the claim."""
+def _operand(descriptors: Sequence, n: int, steps: int, mn_major: bool, seen: Sequence) -> Callable[[], np.ndarray]:
+    """Check and claim an operand in shared memory; what is returned reads it, as float64, and ends the claim.
+
+    `descriptors` and `seen` are those of all threads.
+    """
     shared = current_thread().block.shared
-    address = operand_addresses(shared, int(descriptor), n, steps, mn_major)
+    descriptor = int(_same(descriptors, "a descriptor"))
+    all_seen = list({id(one): one for one in seen}.values())
+    address = operand_addresses(shared, descriptor, n, steps, mn_major, all_seen)
     both_bytes = np.stack([address, address + 1])
     claim = shared.being_read.add(both_bytes, f"a product, started at {frame_location(sys._getframe())}")
 
@@ -147,13 +152,13 @@ def _ss(name: str, columns: int, steps: int, a_mn: bool, b_mn: bool, grouped: bo
     """Start a product of two operands in shared memory; `brought` is (acc or None, descriptors, keep)."""
 
     def combine(values: Values) -> Values:
-        accumulators, a, b, keep = zip(*(values[rank] for rank in range(GROUP_SIZE)), strict=True)
+        accumulators, a, b, keep, seen = zip(*(values[rank] for rank in range(GROUP_SIZE)), strict=True)
         before = _before(accumulators, columns // 2) if _same([bool(k) for k in keep], "keep") else None
-        read_a = _operand(_same(a, "descriptor_a"), ROWS, steps, a_mn)
-        read_b = _operand(_same(b, "descriptor_b"), columns, steps, b_mn)
+        read_a = _operand(a, ROWS, steps, a_mn, seen)
+        read_b = _operand(b, columns, steps, b_mn, seen)
         return _start(columns // 2, before, lambda: read_a() @ read_b().T, grouped)
 
-    return group_collective(name, brought, combine)
+    return group_collective(name, (*brought, current_thread().seen), combine)
 
 
 def wgmma_ss(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=True):
@@ -186,15 +191,15 @@ def _rs(name: str, columns: int, steps: int, b_mn: bool, grouped: bool, brought:
     """Start a product of A in registers and B in shared memory; `brought` is (acc or None, words, descriptor)."""
 
     def combine(values: Values) -> Values:
-        accumulators, words, b = zip(*(values[rank] for rank in range(GROUP_SIZE)), strict=True)
+        accumulators, words, b, seen = zip(*(values[rank] for rank in range(GROUP_SIZE)), strict=True)
         a_MK = _a_in_registers(np.array(words, np.uint32))
         if a_MK.shape[1] != K_STEP * steps:
             raise SimulatorError(f"{steps} steps need {4 * steps} words of A a thread, not {a_MK.shape[1] // 4}")
         before = _before(accumulators, columns // 2) if accumulators[0] is not None else None
-        read_b = _operand(_same(b, "descriptor_b"), columns, steps, b_mn)
+        read_b = _operand(b, columns, steps, b_mn, seen)
         return _start(columns // 2, before, lambda: a_MK @ read_b().T, grouped)
 
-    return group_collective(name, brought, combine)
+    return group_collective(name, (*brought, current_thread().seen), combine)
 
 
 def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):

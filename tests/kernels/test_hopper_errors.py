@@ -328,3 +328,34 @@ def test_reading_an_array_that_a_copy_fills():
     array = np.zeros((64, 64), np.uint16)
     with pytest.raises(SimulatorError, match=r"thread \(0, 0, 0\).*is the target of a copy"):
         launch(kernel, 32, TensorMap(array, (64, 64)).array, np.zeros(32, np.float32))
+
+
+@pytest.mark.parametrize("they_meet", ["not at all", "at a block barrier", "at a named barrier", "at an mbarrier"])
+def test_reading_what_only_another_thread_has_waited_for(they_meet):
+    def kernel(words, out):
+        shared = cuda.shared.array(0, float32, 1024)
+        t = cuda.threadIdx.x
+        if t == 0:
+            ptx_hopper.mbarrier_init(16000, 1)
+            ptx_hopper.mbarrier_init(16008, 1)
+            ptx_hopper.mbarrier_init_fence()
+            ptx_hopper.mbarrier_expect(16000, 8192)
+            ptx_hopper.tma_load_2d(0, words, 0, 0, 16000)
+            ptx_hopper.mbarrier_wait(16000, 0)
+            ptx_hopper.mbarrier_arrive(16008)
+        cuda.syncwarp()
+        if they_meet == "at a block barrier":
+            cuda.syncthreads()
+        elif they_meet == "at a named barrier":
+            ptx_hopper.barrier_sync(1, 64)
+        elif they_meet == "at an mbarrier":
+            ptx_hopper.mbarrier_wait(16008, 0)
+        out[t] = shared[t]
+
+    array, out = np.ones((64, 64), np.uint16), np.zeros(64, np.float32)
+    if they_meet == "not at all":
+        with pytest.raises(SimulatorError, match="thread neither waited for phase 0 of it nor met one that did"):
+            launch(kernel, 64, TensorMap(array, (64, 64)).array, out)
+    else:
+        launch(kernel, 64, TensorMap(array, (64, 64)).array, out)
+        np.testing.assert_array_equal(out.view(np.uint16), 1)
