@@ -261,9 +261,10 @@ class NumbaEngine:
         if self._rounding_seed is None:
             cast(self._read_parameters, self.flat_parameters)
         else:  # as the last update rounded: a step of length 0, with moments of its own
-            zero(self._gradients)
-            moments = torch.zeros_like(self._m)
-            self._adamw(moments, moments.clone(), 0.0, 0.0, 1.0, 1)
+            moments = torch.empty_like(self._m), torch.empty_like(self._v)
+            for values in (self._gradients, *moments):
+                zero(values)
+            self._adamw(*moments, 0.0, 0.0, 1.0, 1)
         self._rounded_version = self.flat_parameters._version
 
     def state_arrays(self) -> dict[str, Tensor]:
