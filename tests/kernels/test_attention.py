@@ -145,7 +145,8 @@ def test_tensor_cores_are_used_when_they_can_be_fed():
     def kernel_of(D, dtype, offset=0):
         flat = host.to_device(np.zeros(6 * D + 8), dtype)[offset : offset + 6 * D]
         out, rows = host.to_device(np.zeros((1, 2, D)), dtype), host.to_device(np.zeros((1, 1, 2)), "float32")
-        return attention_forward.prepare(out, rows, rows.reshape(2), flat.reshape(1, 2, 3 * D))[0].kernel
+        qkv = flat.reshape(1, 2, 3 * D)
+        return step4_tensor_cores.attention_forward.prepare(out, rows, rows.reshape(2), qkv)[0].kernel
 
     for D in step4_tensor_cores.HEAD_SIZES:
         assert kernel_of(D, "bfloat16") is step4_tensor_cores.FORWARD_KERNELS[D]
@@ -241,8 +242,8 @@ def test_refusals_and_signatures():
     attention_forward(*arrays(2))
     with pytest.raises(ValueError, match="8 channels and a qkv of 24 do not belong to 3 heads"):
         attention_forward(*arrays(3))
-    with pytest.raises(ValueError, match="scratch_S has 5 elements; 6 are needed"):
-        attention_forward(*arrays(2, S=5))
+    with pytest.raises(ValueError, match="scratch_S has 255 elements; 256 are needed"):
+        attention_forward(*arrays(2, S=255))
     with pytest.raises(ValueError, match="scratch_S has 35 elements; 36 are needed"):
         LADDER[0].attention_forward(*arrays(2, S=35))
     with pytest.raises(ValueError, match="the head size is 136; at most 128"):
