@@ -38,6 +38,8 @@ class Barrier:
     """Each makes one copy and returns its bytes."""
     told: Seen = field(default_factory=dict)
     """What the threads have seen that arrived."""
+    last_told: tuple = (None, None, None, None)
+    """Arguments and result of `tell` at its last call: threads that knew the same share one object again."""
 
     def arrive(self, n_bytes: int = 0) -> None:
         """Count an arrival, which may let the phase expect more bytes."""
@@ -66,6 +68,14 @@ class Barrier:
         if self.phase % 2 == parity:
             self.deliver()
         return self.phase % 2 != parity
+
+    def tell(self, seen: Seen) -> Seen:
+        """Return what a thread has seen whose wait passes now."""
+        before, told, phase, result = self.last_told
+        if before is not seen or told is not self.told or phase != self.phase:
+            result = merged([seen, self.told, {self.address: self.phase - 1}])
+            self.last_told = (seen, self.told, self.phase, result)
+        return result
 
     def __str__(self) -> str:
         return (
@@ -129,7 +139,7 @@ def mbarrier_wait(address: int, parity: int) -> None:
     if parity not in (0, 1):
         raise SimulatorError(f"the parity of a phase is 0 or 1, not {parity}")
     thread.wait_until(lambda: barrier.is_over(parity), lambda: f"mbarrier_wait for parity {parity} of {barrier}")
-    thread.seen = merged([thread.seen, barrier.told, {barrier.address: barrier.phase - 1}])
+    thread.seen = barrier.tell(thread.seen)
 
 
 # ---- named barriers ------------------------------------------------------------------------------------------------

@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 
 
 def _each(function: Callable, arguments: tuple, group: int) -> tuple:
     n = len(arguments[0])
+    parts = []
+    for argument in arguments:
+        is_spread = isinstance(argument, tuple) and len(argument) in (n, n // 2)
+        share = len(argument) * group // n if is_spread else 0
+        if share == 0:
+            parts.append(itertools.repeat(argument, n // group))
+        elif share == 1:
+            parts.append(argument)
+        else:
+            parts.append([argument[i : i + share] for i in range(0, len(argument), share)])
     results = []
-    for i in range(n // group):
-        row = []
-        for argument in arguments:
-            if isinstance(argument, tuple) and len(argument) in (n, n // 2):
-                size = len(argument) * group // n
-                part = argument[size * i : size * (i + 1)]
-                row.append(part[0] if size == 1 else part)
-            else:
-                row.append(argument)
+    for i, row in enumerate(zip(*parts, strict=True)):
         value = function(i, *row)
-        results += value if isinstance(value, tuple) else [value]
+        if isinstance(value, tuple):
+            results += value
+        else:
+            results.append(value)
     return tuple(results)
 
 
