@@ -150,40 +150,6 @@ def _strided(context, builder, array_type, array, index, stride, limit, count: i
     return list(zip(pointers, wanted, strict=True))
 
 
-def _load_strided(n: int, into, array, index, stride, limit, count):
-    """Signature and code of a load of `count` times `n` elements."""
-    if not isinstance(count, types.IntegerLiteral):
-        return None
-    bf16, times = _is_bf16(array), count.literal_value
-
-    def generate(context, builder, signature, arguments):
-        into, array, *place, _ = arguments
-        targets = _local_pointers(context, builder, signature.args[0], into, n * times)
-        for k, (pointer, wanted) in enumerate(_strided(context, builder, signature.args[1], array, *place, times)):
-            for j, x in enumerate(_load_elements(builder, bf16, pointer, n, wanted)):
-                builder.store(x, targets[n * k + j])
-        return context.get_dummy_value()
-
-    return types.void(into, array, types.int64, types.int64, types.int64, count), generate
-
-
-def _store_strided(n: int, array, index, stride, limit, values, count):
-    """Signature and code of a store of `count` times `n` elements."""
-    if not isinstance(count, types.IntegerLiteral):
-        return None
-    bf16, times = _is_bf16(array), count.literal_value
-
-    def generate(context, builder, signature, arguments):
-        array, *place, values, _ = arguments
-        sources = _local_pointers(context, builder, signature.args[4], values, n * times)
-        for k, (pointer, wanted) in enumerate(_strided(context, builder, signature.args[0], array, *place, times)):
-            floats = [builder.load(source) for source in sources[n * k : n * k + n]]
-            _store_elements(builder, bf16, pointer, floats, wanted)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, types.int64, types.int64, values, count), generate
-
-
 @element_access
 def load(typing_context, array, index):
     """Return one element as float32."""
@@ -264,25 +230,37 @@ def load_packs(typing_context, into, array, index, stride, limit, count):
 
     All loads are under way before the first result is needed, so a thread waits for memory once and not `count` times.
     """
-    return _load_strided(8, into, array, index, stride, limit, count)
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    bf16, times = _is_bf16(array), count.literal_value
+
+    def generate(context, builder, signature, arguments):
+        into, array, *place, _ = arguments
+        targets = _local_pointers(context, builder, signature.args[0], into, 8 * times)
+        for k, (pointer, wanted) in enumerate(_strided(context, builder, signature.args[1], array, *place, times)):
+            for j, x in enumerate(_load_elements(builder, bf16, pointer, 8, wanted)):
+                builder.store(x, targets[8 * k + j])
+        return context.get_dummy_value()
+
+    return types.void(into, array, types.int64, types.int64, types.int64, count), generate
 
 
 @element_access
 def store_packs(typing_context, array, index, stride, limit, values, count):
     """Store `count` (a literal) packs of eight that begin `stride` elements apart, of them those below `limit`."""
-    return _store_strided(8, array, index, stride, limit, values, count)
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    bf16, times = _is_bf16(array), count.literal_value
 
+    def generate(context, builder, signature, arguments):
+        array, *place, values, _ = arguments
+        sources = _local_pointers(context, builder, signature.args[4], values, 8 * times)
+        for k, (pointer, wanted) in enumerate(_strided(context, builder, signature.args[0], array, *place, times)):
+            floats = [builder.load(source) for source in sources[8 * k : 8 * k + 8]]
+            _store_elements(builder, bf16, pointer, floats, wanted)
+        return context.get_dummy_value()
 
-@element_access
-def load_quads(typing_context, into, array, index, stride, limit, count):
-    """Like `load_packs` with four elements at once, which are 128 bits of float32."""
-    return _load_strided(4, into, array, index, stride, limit, count)
-
-
-@element_access
-def store_quads(typing_context, array, index, stride, limit, values, count):
-    """Like `store_packs` with four elements at once, which are 128 bits of float32."""
-    return _store_strided(4, array, index, stride, limit, values, count)
+    return types.void(array, types.int64, types.int64, types.int64, values, count), generate
 
 
 @cuda.jit(device=True)

@@ -1,13 +1,13 @@
 """What the kernels share that treat every element of a flat array alike.
 
-Memory answers after about a microsecond, so enough loads must be under way at any time: a thread owns four packs of
-eight elements at once, a block's length apart, and loads all of them before it uses the first. Elements after the last
+Memory answers after about a microsecond, so enough loads must be under way at any time: a thread owns two packs of
+eight elements at once, a block's length apart, and loads both before it uses the first. Elements after the last
 whole pack, or all if an array is not aligned to 16 bytes, are handled one by one:
 
-    x_32 = cuda.local.array(OWNED, float32)
+    x_16 = cuda.local.array(OWNED, float32)
     i = first_of_thread()
     while i < whole:
-        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
+        load_packs(x_16, inp_N, i, PACK_STRIDE, whole, PACKS)
         ...
         i += step_of_grid()
     i = whole + cuda.grid(1)
@@ -23,7 +23,7 @@ from numba import cuda
 from kernels.launch import PACK, ceil_div, n_packs
 
 BLOCK = 256
-PACKS = 4  # that a thread owns at once
+PACKS = 2  # that a thread owns at once
 OWNED = PACKS * PACK  # elements of these packs
 PACK_STRIDE = BLOCK * PACK  # elements between the packs of a thread
 TILE = BLOCK * OWNED  # elements of a block

@@ -49,14 +49,14 @@ def gelu_grad_device(x):
 
 @kernel("void(real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def gelu_forward_kernel(out_N, inp_N, whole):
-    """A thread owns four packs of 8 elements at once."""
-    x_32 = cuda.local.array(OWNED, float32)
+    """A thread owns two packs of 8 elements at once."""
+    x_16 = cuda.local.array(OWNED, float32)
     i = first_of_thread()
     while i < whole:
-        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
+        load_packs(x_16, inp_N, i, PACK_STRIDE, whole, PACKS)
         for j in range(OWNED):
-            x_32[j] = gelu_device(x_32[j])
-        store_packs(out_N, i, PACK_STRIDE, whole, x_32, PACKS)
+            x_16[j] = gelu_device(x_16[j])
+        store_packs(out_N, i, PACK_STRIDE, whole, x_16, PACKS)
         i += step_of_grid()
     i = whole + cuda.grid(1)
     while i < out_N.size:
@@ -66,16 +66,16 @@ def gelu_forward_kernel(out_N, inp_N, whole):
 
 @kernel("void(real[::1], real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def gelu_backward_kernel(grad_inp_N, grad_out_N, inp_N, whole):
-    """A thread owns four packs of 8 elements at once."""
-    x_32 = cuda.local.array(OWNED, float32)
-    grad_32 = cuda.local.array(OWNED, float32)
+    """A thread owns two packs of 8 elements at once."""
+    x_16 = cuda.local.array(OWNED, float32)
+    grad_16 = cuda.local.array(OWNED, float32)
     i = first_of_thread()
     while i < whole:
-        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
-        load_packs(grad_32, grad_out_N, i, PACK_STRIDE, whole, PACKS)
+        load_packs(x_16, inp_N, i, PACK_STRIDE, whole, PACKS)
+        load_packs(grad_16, grad_out_N, i, PACK_STRIDE, whole, PACKS)
         for j in range(OWNED):
-            grad_32[j] *= gelu_grad_device(x_32[j])
-        store_packs(grad_inp_N, i, PACK_STRIDE, whole, grad_32, PACKS)
+            grad_16[j] *= gelu_grad_device(x_16[j])
+        store_packs(grad_inp_N, i, PACK_STRIDE, whole, grad_16, PACKS)
         i += step_of_grid()
     i = whole + cuda.grid(1)
     while i < grad_inp_N.size:
@@ -125,7 +125,7 @@ def bias_gelu_backward_kernel(grad_inp_NF, grad_out_NF, inp_NF, bias_F, packs):
 def gelu_forward(out_N, inp_N, stream=0):
     """Apply GELU (tanh form) to each element. `out_N` may be `inp_N` if backward does not follow.
 
-    Reads    inp_N: float32 or bfloat16, C-contiguous, on the device, any shape.
+    Reads    inp_N: float32 or bfloat32, C-contiguous, on the device, any shape.
     Writes   out_N (=), of the same dtype and size.
     Work     about 12*N flop, 2*N*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_gelu.py).
@@ -142,7 +142,7 @@ def gelu_forward(out_N, inp_N, stream=0):
 def gelu_backward(grad_inp_N, grad_out_N, inp_N, stream=0):
     """Multiply the gradient of the output by the derivative of GELU. `grad_inp_N` may be `grad_out_N`.
 
-    Reads    grad_out_N, inp_N: float32 or bfloat16, C-contiguous, on the device, any shape.
+    Reads    grad_out_N, inp_N: float32 or bfloat32, C-contiguous, on the device, any shape.
     Writes   grad_inp_N (=), of the same dtype and size.
     Work     about 20*N flop, 3*N*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_gelu.py).
@@ -165,7 +165,7 @@ def _block_of_row(F: int) -> int:
 def bias_gelu_forward(out_NF, inp_NF, bias_F, stream=0):
     """Add a bias to each row and apply GELU (tanh form).
 
-    Reads    inp_NF, bias_F: float32 or bfloat16, C-contiguous, on the device.
+    Reads    inp_NF, bias_F: float32 or bfloat32, C-contiguous, on the device.
     Writes   out_NF (=), of the same dtype.
     Work     about 13*N*F flop, 2*N*F*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_gelu.py).
@@ -185,7 +185,7 @@ def bias_gelu_backward(grad_inp_NF, grad_out_NF, inp_NF, bias_F, stream=0):
 
     The gradient of the bias is the sum of `grad_inp_NF` over the rows. `grad_inp_NF` may be `grad_out_NF`.
 
-    Reads    grad_out_NF, inp_NF, bias_F: float32 or bfloat16, C-contiguous, on the device.
+    Reads    grad_out_NF, inp_NF, bias_F: float32 or bfloat32, C-contiguous, on the device.
     Writes   grad_inp_NF (=), of the same dtype.
     Work     about 21*N*F flop, 3*N*F*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_gelu.py).

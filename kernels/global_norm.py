@@ -9,12 +9,15 @@ from __future__ import annotations
 from numba import cuda, float32
 
 from kernels.elements import load, load_packs
-from kernels.elementwise import BLOCK, OWNED, PACK_STRIDE, PACKS, TILE, whole_packs
-from kernels.launch import PACK, Launch, ceil_div, launcher, take
+from kernels.launch import PACK, Launch, ceil_div, launcher, n_packs, take
 from kernels.reduce import block_sum
 from kernels.registry import kernel
 
-CHUNK = TILE
+BLOCK = 256
+PACKS = 4  # of a thread
+OWNED = PACKS * PACK
+PACK_STRIDE = BLOCK * PACK  # elements between the packs of a thread
+CHUNK = BLOCK * OWNED
 FINISH_BLOCK = 1024
 
 
@@ -64,7 +67,7 @@ def _sum(out_1, scratch_S, inp_N, squared: bool, accumulate: bool, stream) -> li
     n_chunks = sum_scratch_size(sizes.N)
     if sizes.S < n_chunks:
         raise ValueError(f"scratch_S has {sizes.S} elements; {n_chunks} are needed for {sizes.N} elements")
-    chunk_arguments = (arrays.scratch_S, arrays.inp_N, int(squared), whole_packs(sizes.N, arrays.inp_N))
+    chunk_arguments = (arrays.scratch_S, arrays.inp_N, int(squared), n_packs(sizes.N, arrays.inp_N) * PACK)
     finish_arguments = (arrays.out_1, arrays.scratch_S, n_chunks, int(accumulate))
     return [
         Launch(chunk_sums_kernel, n_chunks, BLOCK, chunk_arguments, stream),

@@ -18,16 +18,16 @@ from kernels.registry import kernel
 
 @kernel("void(real[::1], real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def residual_forward_kernel(out_N, inp_N, added_N, whole):
-    """A thread owns four packs of 8 elements at once."""
-    x_32 = cuda.local.array(OWNED, float32)
-    y_32 = cuda.local.array(OWNED, float32)
+    """A thread owns two packs of 8 elements at once."""
+    x_16 = cuda.local.array(OWNED, float32)
+    y_16 = cuda.local.array(OWNED, float32)
     i = first_of_thread()
     while i < whole:
-        load_packs(x_32, inp_N, i, PACK_STRIDE, whole, PACKS)
-        load_packs(y_32, added_N, i, PACK_STRIDE, whole, PACKS)
+        load_packs(x_16, inp_N, i, PACK_STRIDE, whole, PACKS)
+        load_packs(y_16, added_N, i, PACK_STRIDE, whole, PACKS)
         for j in range(OWNED):
-            x_32[j] += y_32[j]
-        store_packs(out_N, i, PACK_STRIDE, whole, x_32, PACKS)
+            x_16[j] += y_16[j]
+        store_packs(out_N, i, PACK_STRIDE, whole, x_16, PACKS)
         i += step_of_grid()
     i = whole + cuda.grid(1)
     while i < out_N.size:
@@ -39,7 +39,7 @@ def residual_forward_kernel(out_N, inp_N, added_N, whole):
 def residual_forward(out_N, inp_N, added_N, stream=0):
     """Add two arrays element by element. `out_N` may be one of the inputs.
 
-    Reads    inp_N, added_N: float32 or bfloat16, C-contiguous, on the device, any shape.
+    Reads    inp_N, added_N: float32 or bfloat32, C-contiguous, on the device, any shape.
     Writes   out_N (=), of the same dtype and size.
     Work     N flop, 3*N*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_residual.py).

@@ -71,7 +71,7 @@ def _make_kernel(held: type, held_name: str, pack_copies: int) -> Callable:
     def fused_classifier_kernel(losses_N, logits_NP, targets_N, V, grad_loss, write_gradient, accumulate):
         """A block owns rows; a thread owns every so manieth pack of 8 columns."""
         N, P = logits_NP.shape
-        row_P = cuda.shared.array(0, held)[:P]
+        row_P = cuda.shared.array(0, held, 16)[:P]
         x_8 = cuda.local.array(PACK, float32)
         n = cuda.blockIdx.x
         pack = cuda.threadIdx.x

@@ -69,34 +69,18 @@ def store8(array: SimulatedArray, index: int, from_8: SimulatedArray) -> None:
     _store_many(8, array, index, from_8)
 
 
-def _load_strided(n: int, into: SimulatedArray, array: SimulatedArray, index, stride, limit, count: int) -> None:
+def load_packs(into: SimulatedArray, array: SimulatedArray, index, stride, limit, count: int) -> None:
     for k in range(count):
         place = index + k * stride
-        part = SimulatedArray(into.data[n * k : n * (k + 1)], into.name)
+        part = SimulatedArray(into.data[8 * k : 8 * k + 8], into.name)
         if place < limit:
-            _load_many(n, part, array, place)
+            load8(part, array, place)
         else:
             part.data[:] = 0
 
 
-def _store_strided(n: int, array: SimulatedArray, index, stride, limit, values: SimulatedArray, count: int) -> None:
+def store_packs(array: SimulatedArray, index, stride, limit, values: SimulatedArray, count: int) -> None:
     for k in range(count):
         place = index + k * stride
         if place < limit:
-            _store_many(n, array, place, SimulatedArray(values.data[n * k : n * (k + 1)], values.name))
-
-
-def load_packs(into: SimulatedArray, array: SimulatedArray, index, stride, limit, count: int) -> None:
-    _load_strided(8, into, array, index, stride, limit, count)
-
-
-def store_packs(array: SimulatedArray, index, stride, limit, values: SimulatedArray, count: int) -> None:
-    _store_strided(8, array, index, stride, limit, values, count)
-
-
-def load_quads(into: SimulatedArray, array: SimulatedArray, index, stride, limit, count: int) -> None:
-    _load_strided(4, into, array, index, stride, limit, count)
-
-
-def store_quads(array: SimulatedArray, index, stride, limit, values: SimulatedArray, count: int) -> None:
-    _store_strided(4, array, index, stride, limit, values, count)
+            store8(array, place, SimulatedArray(values.data[8 * k : 8 * k + 8], values.name))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels import host
-from kernels.classifier import LADDER, fused_classifier, reference
+from kernels.classifier import LADDER, fused_classifier, reference, step3_vectorized, step4_row_in_shared_memory
 
 DTYPES = ["float32", "bfloat16"]
 SHAPES = [(1, 1, 1), (2, 11, 13), (3, 60, 64), (2, 777, 777), (1, 300, 512)]  # N, V, P
@@ -64,9 +64,23 @@ def test_extreme_logits(step):
     assert np.isfinite(host.values(device_logits)).all()
 
 
+def test_a_row_waits_in_shared_memory_where_it_fits():
+    def kernel_of(P, dtype="bfloat16"):
+        arrays = host.to_device(np.zeros(1), "float32"), host.to_device(np.zeros((1, P)), dtype)
+        (launch,) = fused_classifier.prepare(*arrays, host.to_device(np.zeros(1, np.int32)), 1, 1.0)
+        return launch.kernel
+
+    in_shared_memory = step4_row_in_shared_memory.KERNELS
+    assert kernel_of(64) is kernel_of(50304) is in_shared_memory["uint16"]
+    assert kernel_of(64, "float32") is in_shared_memory["float32"]
+    for P, dtype in ((65, "bfloat16"), (50304, "float32")):  # not aligned, too long
+        assert kernel_of(P, dtype) is step3_vectorized.fused_classifier_kernel
+
+
 @pytest.mark.parametrize("V", [50257, 50304])
 def test_vocabulary_of_gpt2_with_and_without_padding(V):
     logits = host.rounded(np.random.default_rng(0).standard_normal((1, V)), "bfloat16")
+    logits[:, 50257:] = 50
     losses, device_logits = host.to_device(np.zeros(1), "float32"), host.to_device(logits, "bfloat16")
     fused_classifier(losses, device_logits, host.to_device(np.array([50256], np.int32)), 50257, 1.0)
     expected, gradient = reference.fused_classifier(logits, np.array([50256]), 50257, 1.0)

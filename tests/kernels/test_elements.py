@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from kernels import SIMULATED, host
-from kernels.elements import load, load4, load8, store, store4, store8
+from kernels.elements import (
+    as_held,
+    load,
+    load4,
+    load8,
+    load8_shared,
+    load_packs,
+    store,
+    store4,
+    store8,
+    store_packs,
+)
 
 from numba import cuda, float32  # isort: skip
 
@@ -35,6 +46,61 @@ def test_elements_widen_and_round(out_dtype, inp_dtype):
     expected[8:16], expected[20:24] = held[8:16], held[20:24]
     expected[3] = np.float32(held[3]) + np.float32(1)
     np.testing.assert_array_equal(host.values(out), host.rounded(expected, out_dtype))
+
+
+COUNT = 3
+
+
+@cuda.jit
+def move_strided_kernel(out_N, inp_N, limit):
+    x_24 = cuda.local.array(24, float32)
+    load_packs(x_24, inp_N, 8, 16, limit, COUNT)
+    store_packs(out_N, 8, 16, limit, x_24, COUNT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_moved", [0, 1, 2, 3])
+def test_strided_moves_stop_at_the_limit(n_moved, dtype):
+    x = host.rounded(RNG.standard_normal(48), dtype)
+    limit = 8 + 16 * (n_moved - 1) + 1  # the packs that begin below it, and no other, are moved whole
+    length = max(limit + 7, 1)  # what follows is no memory of the array
+    out = host.to_device(np.zeros(48), dtype)
+    move_strided_kernel[1, 1](out[:length], host.to_device(x, dtype)[:length], limit)
+    expected = np.zeros(48)
+    for start in 8 + 16 * np.arange(n_moved):
+        expected[start : start + 8] = x[start : start + 8]
+    np.testing.assert_array_equal(host.values(out), expected)
+
+
+@cuda.jit
+def zeros_past_limit_kernel(out_N, inp_N):
+    x_24 = cuda.local.array(24, float32)
+    load_packs(x_24, inp_N, 0, 8, 9, COUNT)
+    store_packs(out_N, 0, 8, 24, x_24, COUNT)
+
+
+def test_packs_past_the_limit_are_loaded_as_zeros():
+    out = host.to_device(np.ones(24), "float32")
+    zeros_past_limit_kernel[1, 1](out, host.to_device(np.ones(16), "bfloat16"))
+    np.testing.assert_array_equal(host.values(out), np.repeat([1, 1, 0], 8))
+
+
+@cuda.jit
+def held_kernel(out_N, like_N, x_N):
+    shared = cuda.shared.array(8, float32, 16)
+    x_8 = cuda.local.array(8, float32)
+    for j in range(8):
+        shared[j] = as_held(like_N, x_N[j])
+    load8_shared(x_8, shared, 0)
+    store8(out_N, 0, x_8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_as_held_rounds_as_a_store_does_and_shared_memory_is_read_in_packs(dtype):
+    x = RNG.standard_normal(8)
+    out = host.to_device(np.zeros(8), "float32")
+    held_kernel[1, 1](out, host.to_device(np.zeros(8), dtype), host.to_device(x, "float32"))
+    np.testing.assert_array_equal(host.values(out), host.rounded(x, dtype))
 
 
 def test_host_rounding_is_to_the_nearest_even():
