@@ -71,6 +71,7 @@ class Batch:
 
     activations: SimpleNamespace
     launches: Replay
+    embedding_gradient: Replay
     zero_losses: Prepared
     sum_losses: Prepared
     n_tokens: int  # of an optimizer step, on this rank
@@ -162,6 +163,7 @@ class NumbaEngine:
         self._prepared[shape] = Batch(
             activations,
             Replay(launches, self._stream),
+            Replay(passes.embedding_gradient(), self._stream),
             zero.prepare(activations.losses),
             total.prepare(self._sums[:1], self._sum_scratch_of(activations.losses), activations.losses),
             n_tokens=B * T * (n_micro_steps or 1),
@@ -190,8 +192,10 @@ class NumbaEngine:
             batch.zero_losses()
             self._at_step_start = False
         a = batch.activations
-        self._upload((a.inputs, inputs_BT), (a.targets, targets_BT), (a.plan, plan_token_gradient(inputs_BT)))
+        self._upload((a.inputs, inputs_BT), (a.targets, targets_BT))
         batch.launches()
+        self._upload((a.plan, plan_token_gradient(inputs_BT)))  # the host plans while the device works
+        batch.embedding_gradient()
         self._batch = batch
 
     def reduce(self) -> tuple[float, float]:

@@ -56,10 +56,19 @@ class Passes:
         return self._recorded()
 
     def micro_step(self, grad_loss: float) -> Prepared:
-        """Return the launches that add each token's loss, and the gradients of all losses times `grad_loss`."""
+        """Return the launches that add each token's loss, and the gradients of all losses times `grad_loss`.
+
+        What is left is the gradient of the embedding, for which the host has a plan to make meanwhile.
+        """
         self._forward()
         self._loss(grad_loss, train=True)
         self._backward()
+        return self._recorded()
+
+    def embedding_gradient(self) -> Prepared:
+        """Return the launches that finish a micro-step."""
+        a, g = self.a, self.g
+        self._do(encoder_backward, g.wte, g.wpe, a.scratch, a.grad_residual, a.plan)
         return self._recorded()
 
     def _recorded(self) -> Prepared:
@@ -133,7 +142,6 @@ class Passes:
         for n in reversed(range(L)):
             self._mlp_backward(n)
             self._attention_backward(n)
-        self._do(encoder_backward, g.wte, g.wpe, a.scratch, a.grad_residual, a.plan)
 
     def _mlp_backward(self, n: int) -> None:
         a, w, g = self.a, self.w, self.g
