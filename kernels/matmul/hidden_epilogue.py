@@ -1,10 +1,10 @@
 """The epilogues of step 11: how a rounded tile is finished and stored, 64 columns at a time, under the next tile.
 
-A consumer holds its last tile as words of two bfloat16 and calls `advance` once a stage, while the tensor cores work.
+A consumer holds its last tile as words of two bfloat16 and calls `advance` now and then, while the tensor cores work.
 Each kind of epilogue is one such function:
 
     plain           store (or add) the box
-    gelu            store the box, and in a second call GELU of it as the output
+    gelu            store the box, and GELU of it as the output
     residual        load a box of the residual first, and add it
     gelu_backward   load a box of what GELU was applied to first, and multiply by the derivative there
 
@@ -104,24 +104,19 @@ def advance_plain_device(call, words, base, consumer, thread, map_out, map_more,
 
 @cuda.jit(device=True)
 def advance_gelu_device(call, words, base, consumer, thread, map_out, map_more, i, j, accumulate):
-    """Store a box, which `map_more` takes, in one call, and GELU of it, which `map_out` takes, in the next."""
-    place = staging_device(base, consumer, call)
+    """Store box number `call`, which `map_more` takes, and GELU of it, which `map_out` takes."""
+    place, other_place = staging_device(base, consumer, call), staging_device(base, consumer, call + 1)
     if thread == 0:
-        bulk_wait_read(1)
-    barrier_sync(1 + consumer, WARP_GROUP)  # the box before the last has been read: its place is free
-    if call & 1:
-        store_box(each(gelu_word_device, (words[0:16],)), place, thread)
-        words = next_box_device(words)
-    else:
-        store_box(words[0:16], place, thread)
+        bulk_wait_read(0)
+    barrier_sync(1 + consumer, WARP_GROUP)  # both staging boxes have been read
+    store_box(words[0:16], place, thread)
+    store_box(each(gelu_word_device, (words[0:16],)), other_place, thread)
     written_device(consumer)
     if thread == 0:
-        if call & 1:
-            tma_store_2d_hinted(map_out, j + (call >> 1) * BOX, i, place, EVICT_FIRST)
-        else:
-            tma_store_2d_hinted(map_more, j + (call >> 1) * BOX, i, place, EVICT_FIRST)
+        tma_store_2d_hinted(map_more, j + call * BOX, i, place, EVICT_FIRST)
+        tma_store_2d_hinted(map_out, j + call * BOX, i, other_place, EVICT_FIRST)
         bulk_commit()
-    return words
+    return next_box_device(words)
 
 
 def _loading(combine_device: Callable) -> Callable:
@@ -153,7 +148,7 @@ def _loading(combine_device: Callable) -> Callable:
 
 EPILOGUES = {
     "plain": (advance_plain_device, BOXES),
-    "gelu": (advance_gelu_device, 2 * BOXES),
+    "gelu": (advance_gelu_device, BOXES),
     "residual": (_loading(add_word_device), BOXES + 1),
     "gelu_backward": (_loading(gelu_grad_word_device), BOXES + 1),
 }

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from numba import cuda, uint8, uint64
+from numba import cuda, int64, uint8, uint32, uint64
 
+from kernels.accumulators import pack_accumulators, zero_words
 from kernels.launch import ceil_div
 from kernels.matmul.common import Product
 from kernels.matmul.hopper import (
@@ -35,7 +36,7 @@ from kernels.ptx_hopper import (
     mbarrier_wait,
     tma_prefetch_map,
 )
-from kernels.tuples import each
+from kernels.tuples import each, each_four
 from kernels.wgmma import wgmma_ss, wgmma_wait, wgmma_wait_for
 
 TILE_I, TILE_J = 128, 256  # outputs of a block at a time
@@ -60,6 +61,10 @@ SHARED_BYTES = STAGED_AT + 8 * CONSUMERS * STAGING + 1024
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 40, 232
 
 
+no_bias = zero_words(TILE_J // 8)
+pack = pack_accumulators(ACCUMULATORS)
+
+
 def n_tiles(product: Product) -> int:
     """Return how many tiles cover the output of a product."""
     return ceil_div(product.I, TILE_I) * ceil_div(product.J, TILE_J)
@@ -82,13 +87,20 @@ def start_block_device():
 
 
 @cuda.jit(device=True)
+def divide_device(x, y):
+    """Divide whole numbers below 2**32; a GPU takes ten times as long for 64 bits, and here the tensor cores wait."""
+    return int64(uint32(x) // uint32(y))
+
+
+@cuda.jit(device=True)
 def tile_place_device(tile, I, J):  # noqa: E741
     """Return the first row and column of a tile: down 16 rows of tiles, then one column on."""
     rows, columns = (I + TILE_I - 1) // TILE_I, (J + TILE_J - 1) // TILE_J
-    group = tile // (GROUP * columns)
+    group = divide_device(tile, GROUP * columns)
     within = tile - group * GROUP * columns
     high = min(rows - group * GROUP, GROUP)
-    return (group * GROUP + within % high) * TILE_I, within // high * TILE_J
+    column = divide_device(within, high)
+    return (group * GROUP + within - column * high) * TILE_I, column * TILE_J
 
 
 @cuda.jit(device=True)
@@ -100,7 +112,7 @@ def n_tiles_device(I, J):  # noqa: E741
 @cuda.jit(device=True)
 def slice_start_device(index, slices, K):
     """Return the first stage of a slice of the terms."""
-    return (K + TERMS - 1) // TERMS * index // slices
+    return divide_device((K + TERMS - 1) // TERMS * index, slices)
 
 
 def make_producer(layout: str) -> Callable:
@@ -116,9 +128,10 @@ def make_producer(layout: str) -> Callable:
         used = 0
         item = cuda.blockIdx.x
         while item < tiles * slices:
-            first_i, first_j = tile_place_device(item % tiles, I, J)
-            step = slice_start_device(item // tiles, slices, K)
-            end = slice_start_device(item // tiles + 1, slices, K)
+            index = divide_device(item, tiles)
+            first_i, first_j = tile_place_device(item - index * tiles, I, J)
+            step = slice_start_device(index, slices, K)
+            end = slice_start_device(index + 1, slices, K)
             while step < end:
                 stage = used & IN_RING
                 # the wait for the phase before the first passes at once: the ring is empty
@@ -192,14 +205,16 @@ def bias_word_at_edge_device(place, nothing, bias_words, first):
 
 
 @cuda.jit(device=True)
-def load_bias_device(nothing_32, bias_words, j, thread, has_bias):
-    """Return a thread's 32 words of the bias of a tile whose first column is j, zeros if there is none."""
-    first = (j >> 1) + (thread & 3)
+def load_bias_device(bias_words, j, thread, has_bias):
+    """Return a thread's 32 words of the bias of a tile whose first column is j; zeros if there is none."""
+    words = no_bias()
     if has_bias:
+        first = (j >> 1) + (thread & 3)
         if j + TILE_J <= 2 * bias_words.size:
-            return each(bias_word_device, (nothing_32, bias_words, first))
-        return each(bias_word_at_edge_device, (nothing_32, bias_words, first))
-    return nothing_32
+            words = each(bias_word_device, (words, bias_words, first))
+        else:
+            words = each(bias_word_at_edge_device, (words, bias_words, first))
+    return words
 
 
 @cuda.jit(device=True)
@@ -207,3 +222,11 @@ def round_four_device(place, four, bias):
     """Add the bias to a pair of columns in two rows, and round."""
     left, right = unpack_bf16x2(bias[place])
     return pack_bf16x2(four[0] + left, four[1] + right), pack_bf16x2(four[2] + left, four[3] + right)
+
+
+@cuda.jit(device=True)
+def round_tile_device(acc, bias, has_bias):
+    """Return the accumulators, with the bias, as words of two bfloat16."""
+    if has_bias:
+        return each_four(round_four_device, (acc, bias))
+    return pack(acc)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from numba import cuda
 
-from kernels.accumulators import store_words_box, zero_accumulators, zero_words
+from kernels.accumulators import store_words_box, zero_accumulators
 from kernels.architecture import n_multiprocessors
 from kernels.launch import Launch, address
 from kernels.matmul import weight_gradient
@@ -43,7 +43,7 @@ from kernels.matmul.pipeline import (
     make_tile_multiplier,
     n_tiles,
     n_tiles_device,
-    round_four_device,
+    round_tile_device,
     start_block_device,
     tile_place_device,
 )
@@ -60,12 +60,10 @@ from kernels.ptx_hopper import (
     warp_uniform,
 )
 from kernels.registry import kernel
-from kernels.tuples import each_four
 
 SIGNATURE = "void(uint64[::1], uint64[::1], uint64[::1], uint32[::1], int64, int64, int64, int64, int64)"
 
 zeros = zero_accumulators(ACCUMULATORS)
-no_bias = zero_words(TILE_J // 8)
 store_box_0 = store_words_box(ACCUMULATORS // 2, 0)
 store_box_1 = store_words_box(ACCUMULATORS // 2, 64)
 store_box_2 = store_words_box(ACCUMULATORS // 2, 128)
@@ -123,8 +121,8 @@ def make_kernel(layout: str):
                 acc = multiply_tile_device(acc, base, consumer, used, n_steps, leader)
                 used += n_steps
                 i, j = tile_place_device(tile, I, J)
-                bias_pairs = load_bias_device(no_bias(), bias, j, thread, has_bias)
-                words = each_four(round_four_device, (acc, bias_pairs))
+                bias_pairs = load_bias_device(bias, j, thread, has_bias)
+                words = round_tile_device(acc, bias_pairs, has_bias)
                 for box in range(TILE_J // BOX):
                     store_box_device(box, words, staging, thread, warp_group, map_out, i + consumer * 64, j, accumulate)
                 tile += cuda.gridDim.x

@@ -1,7 +1,7 @@
 """Matrix product, step 11, production on Hopper: a tile is finished and stored while the next one is multiplied.
 
 When a tile's sums are done, a consumer rounds them, with the bias, to 64 words a thread and starts the next tile at
-once. After each of the next tile's first stages it finishes a quarter of those words (`hidden_epilogue.py`), so that
+once. After every other of the next tile's stages it finishes a quarter of those words (`hidden_epilogue.py`), so that
 the tensor cores need not wait, and GELU, its derivative or a residual cost no pass over memory of their own. The
 gradient of the weight has few tiles and is step 10's. What TMA cannot move goes to the best step without it. Flat
 arrays: I rows, J columns, K terms.
@@ -43,20 +43,18 @@ from kernels.matmul.pipeline import (
     make_stage_multiplier,
     n_tiles,
     n_tiles_device,
-    round_four_device,
+    round_tile_device,
     start_block_device,
     tile_place_device,
 )
 from kernels.ptx_hopper import bulk_wait, decrease_registers, increase_registers, mbarrier_arrive_if, warp_uniform
 from kernels.registry import kernel
-from kernels.tuples import each_four
 from kernels.wgmma import wgmma_wait_for
 
 SIGNATURE = "void(uint64[::1], uint64[::1], uint64[::1], uint64[::1], uint32[::1], int64, int64, int64, int64, int64)"
 
 zeros = zero_accumulators(ACCUMULATORS)
 no_words = zero_words(ACCUMULATORS // 2)
-no_bias = zero_words(TILE_J // 8)
 finished = wgmma_wait_for(ACCUMULATORS)
 
 
@@ -88,19 +86,23 @@ def make_kernel(layout: str, epilogue: str):
                 step = 0
                 while step < n_steps:
                     acc = multiply_stage_device(acc, base, consumer, used + step, step, leader if step else 0)
-                    if step < calls:
-                        words = advance_device(step, words, base, consumer, thread, map_out, map_more, i, j, accumulate)
+                    # every other stage, so that one consumer keeps the tensor cores busy while the other is here
+                    if step & 1 == consumer and step >> 1 < calls:
+                        words = advance_device(
+                            step >> 1, words, base, consumer, thread, map_out, map_more, i, j, accumulate
+                        )
                     step += 1
-                while step < calls:  # if there are fewer stages than calls
-                    words = advance_device(step, words, base, consumer, thread, map_out, map_more, i, j, accumulate)
-                    step += 1
+                call = (n_steps + 1 - consumer) >> 1
+                while call < calls:  # if there are too few stages
+                    words = advance_device(call, words, base, consumer, thread, map_out, map_more, i, j, accumulate)
+                    call += 1
                 used += n_steps
                 i, j = tile_place_device(tile, I, J)
                 i += consumer * 64
-                bias_pairs = load_bias_device(no_bias(), bias, j, thread, has_bias)
+                bias_pairs = load_bias_device(bias, j, thread, has_bias)
                 acc = finished(acc)
                 mbarrier_arrive_if(base + EMPTY_AT + 8 * ((used - 1) & IN_RING), leader)
-                words = each_four(round_four_device, (acc, bias_pairs))
+                words = round_tile_device(acc, bias_pairs, has_bias)
                 calls = n_calls
                 tile += cuda.gridDim.x
             for call in range(calls):

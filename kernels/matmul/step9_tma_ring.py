@@ -1,7 +1,7 @@
-"""Matrix product, step 9: a ring of four stages, so that TMA copies while the tensor cores multiply.
+"""Matrix product, step 9: a ring of three stages, so that TMA copies while the tensor cores multiply.
 
 Two warp groups share a tile of 128 x 128 outputs. Each stage has a barrier at which its copies count their bytes; one
-thread keeps three stages ahead. One product may still be under way when the next one starts: a stage is free when the
+thread keeps two stages ahead. One product may still be under way when the next one starts: a stage is free when the
 product after the one that read it has been started and that one is over, for both warp groups. What TMA cannot read
 goes to the best step without it. Flat arrays: I rows, J columns, K terms.
 """
@@ -35,7 +35,7 @@ from kernels.wgmma import wgmma_ss, wgmma_wait, wgmma_wait_for
 
 TILE_I, TILE_J = 128, 128  # outputs of a block
 BLOCK = TILE_I // 64 * WARP_GROUP
-STAGES = 4
+STAGES = 3  # so that two blocks fit into a multiprocessor: one stores while the other multiplies
 A_BYTES = TILE_I * ROW_BYTES
 STAGE_BYTES = (TILE_I + TILE_J) * ROW_BYTES
 BARRIER_BYTES = STAGES * 8

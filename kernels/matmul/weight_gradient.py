@@ -15,75 +15,128 @@ import functools
 import numpy as np
 from numba import cuda
 
-from kernels.accumulators import zero_accumulators
+from kernels.accumulators import store_float_box, zero_accumulators
 from kernels.architecture import n_multiprocessors
 from kernels.host import to_device
 from kernels.launch import Launch, address, ceil_div
 from kernels.matmul.common import Product
-from kernels.matmul.hopper import WARP_GROUP, operand_maps, portable_step, takes_tma
+from kernels.matmul.hopper import (
+    BOX,
+    BOX_BYTES,
+    ROW_BYTES,
+    WARP_GROUP,
+    matrix_map,
+    operand_maps,
+    portable_step,
+    takes_tma,
+)
 from kernels.matmul.pipeline import (
     ACCUMULATORS,
     BLOCK,
     CONSUMER_REGISTERS,
     CONSUMERS,
+    EMPTY_AT,
+    IN_RING,
     PRODUCER_REGISTERS,
     SHARED_BYTES,
+    STAGING,
+    STAGING_AT,
     TERMS,
     TILE_I,
     TILE_J,
+    divide_device,
     make_producer,
-    make_tile_multiplier,
+    make_stage_multiplier,
     n_tiles,
     n_tiles_device,
     slice_start_device,
     start_block_device,
     tile_place_device,
 )
-from kernels.ptx_hopper import add_pair, barrier_sync, decrease_registers, increase_registers, warp_uniform
+from kernels.ptx_hopper import (
+    barrier_sync,
+    bulk_commit,
+    bulk_wait,
+    bulk_wait_read,
+    decrease_registers,
+    fence_async_shared,
+    increase_registers,
+    mbarrier_arrive_if,
+    tma_reduce_add_2d,
+    tma_store_2d,
+    warp_uniform,
+)
 from kernels.registry import kernel
-from kernels.tuples import each_pair
+from kernels.wgmma import wgmma_wait_for
 
-SIGNATURE = "void(float32[::1], uint64[::1], uint64[::1], int32[::1], int64, int64, int64, int64, int64)"
+SIGNATURE = "void(uint64[::1], uint64[::1], uint64[::1], int32[::1], int64, int64, int64, int64, int64)"
 
+BOX_J = ROW_BYTES // 4  # columns of a box of float32
 zeros = zero_accumulators(ACCUMULATORS)
-produce_device, multiply_tile_device = make_producer("grad_weight"), make_tile_multiplier("grad_weight")
+finished = wgmma_wait_for(ACCUMULATORS)
+produce_device, multiply_stage_device = make_producer("grad_weight"), make_stage_multiplier("grad_weight")
+store_box_0, store_box_1 = store_float_box(ACCUMULATORS, 0), store_float_box(ACCUMULATORS, 32)
+store_box_2, store_box_3 = store_float_box(ACCUMULATORS, 64), store_float_box(ACCUMULATORS, 96)
+store_box_4, store_box_5 = store_float_box(ACCUMULATORS, 128), store_float_box(ACCUMULATORS, 160)
+store_box_6, store_box_7 = store_float_box(ACCUMULATORS, 192), store_float_box(ACCUMULATORS, 224)
 
 
 @cuda.jit(device=True)
-def add_pair_device(pair, values, out, i, j, I, J, adds):  # noqa: E741
-    """Add two neighbouring accumulators of a thread to the output, or store them, as far as they lie inside."""
-    i += 8 * (pair & 1)
-    j += 8 * (pair >> 1)
-    if i < I and j < J:  # J is a multiple of 8: both or none
-        if adds:
-            add_pair(out, i * J + j, values[0], values[1])
-        else:
-            out[i * J + j] = values[0]
-            out[i * J + j + 1] = values[1]
-    return pair
+def store_box_device(box, acc, place, thread):
+    """Store one of the eight boxes of a consumer's columns: which registers these are must be known when compiled."""
+    if box == 0:
+        store_box_0(acc, place, thread)
+    elif box == 1:
+        store_box_1(acc, place, thread)
+    elif box == 2:
+        store_box_2(acc, place, thread)
+    elif box == 3:
+        store_box_3(acc, place, thread)
+    elif box == 4:
+        store_box_4(acc, place, thread)
+    elif box == 5:
+        store_box_5(acc, place, thread)
+    elif box == 6:
+        store_box_6(acc, place, thread)
+    else:
+        store_box_7(acc, place, thread)
 
 
 @cuda.jit(device=True)
-def wait_for_turn_device(turns, turn, index, thread, number):
-    """Wait until all slices before number `index` have been added."""
-    if thread == 0:
-        while cuda.atomic.add(turns, turn, 0) != index:
-            pass
-        cuda.threadfence()
-    barrier_sync(number, WARP_GROUP)  # it is this slice's turn
+def add_tile_device(acc, staging, thread, number, map_out, i, j, adds, turns, turn, index):
+    """Add a consumer's part of a tile to the output, or store it, when it is its slice's turn; TMA goes on alone."""
+    box = 0
+    while box < TILE_J // BOX_J:
+        place = staging + (box & 1) * BOX_BYTES
+        if thread == 0:
+            bulk_wait_read(1)
+        barrier_sync(number, WARP_GROUP)  # the box before the last has been read: its place is free
+        store_box_device(box, acc, place, thread)
+        fence_async_shared()
+        barrier_sync(number, WARP_GROUP)  # all have written their part
+        if thread == 0:
+            if box == 0:
+                while cuda.atomic.add(turns, turn, 0) != index:  # until the slices before this one have been added
+                    pass
+                cuda.threadfence()
+            if adds:
+                tma_reduce_add_2d(map_out, j + box * BOX_J, i, place)
+            else:
+                tma_store_2d(map_out, j + box * BOX_J, i, place)
+            bulk_commit()
+        box += 1
 
 
 @cuda.jit(device=True)
-def pass_turn_device(turns, turn, index, slices, thread, number):
-    """Let the next slice add; the last one leaves the counter at zero for the next launch."""
-    cuda.threadfence()  # what this thread added is there before the counter moves
-    barrier_sync(number, WARP_GROUP)  # all threads have added
-    if thread == 0:
-        cuda.atomic.exch(turns, turn, index + 1 if index + 1 < slices else 0)
+def pass_turn_device(turns, turn, index, slices):
+    """Let the next slice add when this one is in memory; the last leaves the counter at zero for the next launch."""
+    bulk_wait(0)
+    cuda.threadfence()
+    cuda.atomic.exch(turns, turn, index + 1 if index + 1 < slices else 0)
 
 
 @kernel(SIGNATURE, architectures=("sm_90a",), launch_bounds=(BLOCK, 1))
-def grad_weight_kernel(out, map_a, map_b, turns, I, J, K, slices, accumulate):  # noqa: E741
+def grad_weight_kernel(map_a, map_b, map_out, turns, I, J, K, slices, accumulate):  # noqa: E741
     """A block owns one slice of 128 x 256 outputs at a time; warp group 0 produces, 1 and 2 consume."""
     base = start_block_device()
     warp_group = warp_uniform(cuda.threadIdx.x // WARP_GROUP)
@@ -93,27 +146,36 @@ def grad_weight_kernel(out, map_a, map_b, turns, I, J, K, slices, accumulate):  
             produce_device(base, map_a, map_b, I, J, K, slices)
     else:
         increase_registers(CONSUMER_REGISTERS)
-        consumer, thread = warp_group - 1, cuda.threadIdx.x % WARP_GROUP
+        consumer, thread = warp_group - 1, cuda.threadIdx.x & (WARP_GROUP - 1)
         leader = 1 if thread == 0 else 0
+        staging = base + STAGING_AT + consumer * STAGING * BOX_BYTES
         tiles = n_tiles_device(I, J)
         acc = zeros()
         used = 0
+        turn, index, owes = 0, 0, 0  # the piece that TMA is adding, and whether its turn has still to be passed on
         item = cuda.blockIdx.x
         while item < tiles * slices:
-            tile, index = item % tiles, item // tiles
-            n_steps = slice_start_device(index + 1, slices, K) - slice_start_device(index, slices, K)
-            acc = multiply_tile_device(acc, base, consumer, used, n_steps, leader)
+            next_index = divide_device(item, tiles)
+            n_steps = slice_start_device(next_index + 1, slices, K) - slice_start_device(next_index, slices, K)
+            step = 0
+            while step < n_steps:
+                acc = multiply_stage_device(acc, base, consumer, used + step, step, leader if step else 0)
+                if owes and (step == 1 or step == n_steps - 1):  # under the products of the next piece
+                    pass_turn_device(turns, turn, index, slices)
+                    owes = 0
+                step += 1
             used += n_steps
+            tile, index = item - next_index * tiles, next_index
             i, j = tile_place_device(tile, I, J)
-            i += consumer * 64 + 16 * (thread >> 5) + (thread >> 2 & 7)
-            j += 2 * (thread & 3)
+            acc = finished(acc)
+            mbarrier_arrive_if(base + EMPTY_AT + 8 * ((used - 1) & IN_RING), leader)
             turn = tile * CONSUMERS + consumer
-            if slices > 1:
-                wait_for_turn_device(turns, turn, index, thread, warp_group)
-            each_pair(add_pair_device, (acc, out, i, j, I, J, accumulate or index > 0))
-            if slices > 1:
-                pass_turn_device(turns, turn, index, slices, thread, warp_group)
+            adds = accumulate or index > 0
+            add_tile_device(acc, staging, thread, warp_group, map_out, i + consumer * 64, j, adds, turns, turn, index)
+            owes = leader
             item += cuda.gridDim.x
+        if owes:
+            pass_turn_device(turns, turn, index, slices)
 
 
 MAX_SLICES = 24
@@ -142,12 +204,13 @@ def _turns(size: int, stream: object):
 
 def step(product: Product, stream: object) -> list[Launch]:
     """Launch a block for each multiprocessor, or use the portable step where TMA cannot read the operands."""
-    if not takes_tma(product) or address(product.out) % 8:
+    if not takes_tma(product) or address(product.out) % 16:
         return portable_step(product, stream)
     tiles = n_tiles(product)
     slices = slices_of(tiles, product.K, n_multiprocessors())
-    maps = [tensor_map.array for tensor_map in operand_maps(product, TILE_I, TILE_J)]
+    maps = [*operand_maps(product, TILE_I, TILE_J), matrix_map(product.out, product.I, product.J, (BOX, BOX_J))]
+    arrays = [tensor_map.array for tensor_map in maps]
     turns = _turns(tiles * CONSUMERS, stream)
     sizes = (product.I, product.J, product.K, slices, int(product.accumulate))
     grid = min(n_multiprocessors(), tiles * slices)
-    return [Launch(grad_weight_kernel, grid, BLOCK, (product.out, *maps, turns, *sizes), stream, SHARED_BYTES)]
+    return [Launch(grad_weight_kernel, grid, BLOCK, (*arrays, turns, *sizes), stream, SHARED_BYTES)]

@@ -158,16 +158,16 @@ def test_epilogues(shape, dtype, hopper):
     check_second(grad_inp, lambda x: elementwise.gelu_backward(x, inp), reference.matmul_grad_input(grad_out, weight))
 
 
-def test_slices_of_the_weight_gradient_take_turns(hopper, monkeypatch):
-    shape = M, N, K = 328, 136, 264  # six stages in three slices, four tiles
-    monkeypatch.setattr(weight_gradient, "slices_of", lambda *_: 3)
+def test_slices_of_the_weight_gradient_take_turns(hopper, monkeypatch, run_every_way):
+    shape = M, N, K = 72, 136, 8  # two tiles; two stages, a slice each
+    monkeypatch.setattr(weight_gradient, "slices_of", lambda *_: 2)
     inp, _, _, grad_out = random_case(shape, "bfloat16")
     grad_weight = host.to_device(np.full((N, K), 0.5), "float32")
     prepared = matmul_grad_weight.prepare(grad_weight, *(host.to_device(x, "bfloat16") for x in (grad_out, inp)))
-    prepared()
-    check(host.values(grad_weight), reference.matmul_grad_weight, (grad_out, inp), "float32", 0.5)
+    (result,) = run_every_way(prepared, grad_weight)  # the order of the sum is the same with any number of blocks
+    check(result, reference.matmul_grad_weight, (grad_out, inp), "float32", 0.5)
     turns = prepared[0].arguments[3]
-    assert turns.size >= 8
+    assert turns.size >= 4
     assert not host.to_host(turns).any()  # ready for the next launch
 
 
