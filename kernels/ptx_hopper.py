@@ -7,7 +7,8 @@ The Tensor Memory Accelerator (TMA) copies whole boxes between a matrix in globa
 starts a copy and goes on. A box is laid out in shared memory as rows of 128 bytes; byte address bits 4 to 6 are XORed
 with bits 7 to 9 (the 128-byte swizzle), so that neither rows nor columns of it meet in one bank. A box must start at a
 multiple of 1024 bytes. What the matrix looks like is said by a `kernels.tensor_map.TensorMap`, whose `array` the kernel
-takes; coordinates count elements, `x` along the contiguous axis, and may be negative or lie past the end.
+takes; coordinates count elements, `x` along the contiguous axis, and may be negative or lie past the end. `x` must be a
+multiple of 16 bytes: an H100 stops with "illegal instruction" at others.
 
 A barrier (mbarrier) is 8 bytes of shared memory that counts two things: arrivals of threads and bytes of copies. Its
 phase is over when all expected arrivals and bytes have come, and the next one begins. Phases are numbered by parity: a
@@ -27,8 +28,7 @@ if not SIMULATED:
 instruction = device_operation("kernels.simulator.hopper")
 
 EVICT_FIRST = 0x12F0000000000000
-EVICT_LAST = 0x14F0000000000000
-"""Cache policies: what createpolicy.fractional.L2::evict_first and evict_last give for the fraction 1.0."""
+"""A policy for the L2 cache: what createpolicy.fractional.L2::evict_first gives for the fraction 1.0."""
 
 
 def _effects(text: str, operands: str):
@@ -111,13 +111,12 @@ def mbarrier_wait(typing_context, address, parity):
 # ---- TMA: boxes of matrices ----------------------------------------------------------------------------------------
 
 
-def _tma_load(axes: int, tensor_map, policy: bool = False):
+def _tma_load(axes: int, tensor_map):
     coordinates = ", ".join(f"${2 + axis}" for axis in range(axes))
     text = f"cp.async.bulk.tensor.{axes}d.shared::cluster.global.mbarrier::complete_tx::bytes"
-    text += ".L2::cache_hint" if policy else ""
-    text += f" [$0], [$1, {{{coordinates}}}], [${2 + axes}]{f', ${3 + axes}' if policy else ''};"
-    arguments = [types.uint32, tensor_map, *[types.int32] * axes, types.uint32] + [types.uint64] * policy
-    return types.void(*arguments), _effects(text, "rl" + "r" * axes + "r" + "l" * policy)
+    text += f" [$0], [$1, {{{coordinates}}}], [${2 + axes}];"
+    arguments = [types.uint32, tensor_map, *[types.int32] * axes, types.uint32]
+    return types.void(*arguments), _effects(text, "rl" + "r" * axes + "r")
 
 
 def _tma_store(name: str, axes: int, tensor_map, policy: bool = False):
@@ -150,9 +149,10 @@ def tma_load_3d(typing_context, to_address, tensor_map, x, y, z, barrier):
 
 
 @instruction
-def tma_load_2d_hinted(typing_context, to_address, tensor_map, x, y, barrier, policy):
-    """Like tma_load_2d with a policy for the L2 cache, EVICT_FIRST or EVICT_LAST [cp.async.bulk.tensor]."""
-    return _tma_load(2, tensor_map, policy=True)
+def tma_prefetch_3d(typing_context, tensor_map, x, y, z):
+    """Start to bring the box at (x, y, z) into the L2 cache only [Asynchronous copy: cp.async.bulk.prefetch.tensor]."""
+    text = "cp.async.bulk.prefetch.tensor.3d.L2.global [$0, {$1, $2, $3}];"
+    return types.void(tensor_map, types.int32, types.int32, types.int32), _effects(text, "lrrr")
 
 
 @instruction
@@ -173,7 +173,7 @@ def tma_store_3d(typing_context, tensor_map, x, y, z, from_address):
 
 @instruction
 def tma_store_2d_hinted(typing_context, tensor_map, x, y, from_address, policy):
-    """Like tma_store_2d with a policy for the L2 cache, EVICT_FIRST or EVICT_LAST [cp.async.bulk.tensor]."""
+    """Like tma_store_2d with a policy for the L2 cache, EVICT_FIRST [cp.async.bulk.tensor]."""
     return _tma_store("cp.async.bulk.tensor.2d.global.shared::cta", 2, tensor_map, policy=True)
 
 

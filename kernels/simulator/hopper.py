@@ -85,6 +85,8 @@ def _box(words: SimulatedArray, address: int, coordinates: tuple[int, ...]) -> B
     if len(coordinates) != len(tensor_map.shape):
         raise SimulatorError(f"{len(coordinates)} coordinates for a tensor map of {len(tensor_map.shape)} axes")
     starts = tuple((int(c) + 2**31) % 2**32 - 2**31 for c in reversed(coordinates))
+    if starts[-1] * words.data.data_view.itemsize % CHUNK:
+        raise MisalignedError(f"TMA with x = {starts[-1]}, which is no multiple of 16 bytes: an illegal instruction")
     box = Box(words.data.data_view, starts, tensor_map.box, tensor_map.swizzle)
     current_thread().block.shared.check_address(int(address), box.n_bytes, max(8 * box.swizzle, 128))
     return box
@@ -135,11 +137,11 @@ def tma_prefetch_map(words: SimulatedArray) -> None:
     _tensor_map(words)
 
 
+def tma_prefetch_3d(words: SimulatedArray, x: int, y: int, z: int) -> None:
+    _tensor_map(words)
+
+
 def tma_load_2d(to_address: int, words: SimulatedArray, x: int, y: int, barrier: int) -> None:
-    _tma_load(to_address, words, (x, y), barrier)
-
-
-def tma_load_2d_hinted(to_address: int, words: SimulatedArray, x: int, y: int, barrier: int, policy: int) -> None:
     _tma_load(to_address, words, (x, y), barrier)
 
 

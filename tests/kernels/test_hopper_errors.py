@@ -314,6 +314,18 @@ def test_box_at_a_wrong_address_and_a_map_that_is_none():
         launch(kernel, 32, np.zeros(16, np.uint64), 0)
 
 
+@pytest.mark.parametrize("x", [1, -4])
+def test_coordinate_within_16_bytes(x):
+    def kernel(words, x):
+        if cuda.threadIdx.x == 0:
+            ptx_hopper.mbarrier_init(16000, 1)
+            ptx_hopper.mbarrier_init_fence()
+            ptx_hopper.tma_load_2d(0, words, x, 0, 16000)
+
+    with pytest.raises(MisalignedError, match=f"x = {x}, which is no multiple of 16 bytes"):
+        launch(kernel, 32, TensorMap(np.zeros((64, 64), np.uint16), (64, 64)).array, x)
+
+
 def test_reading_an_array_that_a_copy_fills():
     def kernel(words, out):
         shared = cuda.shared.array(0, float32, 1024)
