@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ops = parser.parse_args(argv).ops or list(OPS)
     if set(ops) - set(OPS):
         parser.error(f"unknown: {', '.join(sorted(set(ops) - set(OPS)))}")
-    where = "simulated" if SIMULATED else f"on {cuda.get_current_device().name.decode()}"
+    where = "simulated" if SIMULATED else f"on {cuda.get_current_device().name}"
     failures: list[str] = []
     for op in ops:
         counts = launch_all(op)
