@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README_MARKERS = ("<!-- results: begin, written by python -m gpt2edu.bench readme -->", "<!-- results: end -->")
 
 EXAMPLES = """examples:
-  python -m gpt2edu.bench all                          check and time every kernel beside PyTorch's, two minutes
+  python -m gpt2edu.bench all                          check and time every kernel beside PyTorch's, a few minutes
   python -m gpt2edu.bench layernorm_forward --no-ladder --compare book/results/layernorm.*.json
                                                        one op, what is used of it, against earlier numbers
   NUMBA_ENABLE_CUDASIM=1 python -m gpt2edu.bench gelu --device cpu --output /tmp

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import gc
 import math
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gpt2edu.bench_ops import GROUPS, OPS
 from gpt2edu.bench_ops.case import QUICK, Case, Checked, Draw, Sizes, check
@@ -34,7 +34,7 @@ def add_kernels(actions: Any) -> list[argparse.ArgumentParser]:
         option("--quick", action="store_true", help="tiny shapes, only to see that it works; always so on a CPU")
         option("--no-ladder", action="store_true", help="leave out the early steps, measure what is used")
         option("--bursts", type=int, default=9, help="measurements of each variant (default %(default)s)")
-        option("--sustained", type=float, default=1.0, metavar="S", help="seconds of the long bursts (default 1)")
+        option("--sustained", type=float, default=0.5, metavar="S", help="seconds of the long bursts (default 0.5)")
         option("--seed", type=int, default=0, help="of the order of the variants (default %(default)s)")
         option("--compare", type=Path, nargs="+", metavar="FILE", help="results files to compare with")
     return parsers
@@ -60,15 +60,26 @@ def bench_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterat
     with _side_stream(device) as stream:
         cases = {name: GROUPS[OPS.get(name, name)](device, sizes) for name in names}
         cases = {name: [c for c in found if name not in OPS or c.op == name] for name, found in cases.items()}
-        with tqdm(total=sum(map(len, cases.values())), unit="op", dynamic_ncols=True, leave=False, disable=None) as bar:
-            for name in names:
-                ceilings = measure_ceilings(device, plan)
-                measured = Measured(name, [], ceilings, [])
-                for case in cases[name]:
-                    bar.set_description(case.op)
-                    _measure_case(case, measured, arguments.no_ladder, device, stream, plan, bar.write)
-                    bar.update()
-                yield measured
+        progress = Progress(sum(map(len, cases.values())))
+        for name in names:
+            measured = Measured(name, [], measure_ceilings(device, plan), [])
+            for case in cases[name]:
+                _measure_case(case, measured, arguments.no_ladder, device, stream, plan, progress.say)
+                progress.n_done += 1
+            yield measured
+
+
+class Progress:
+    """Prints lines that begin with how far the measurement is and how long it will still take."""
+
+    def __init__(self, n_cases: int):
+        self.n_cases, self.n_done, self._start = n_cases, 0, time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        elapsed = time.perf_counter() - self._start
+        left = f"{elapsed / self.n_done * (self.n_cases - self.n_done):4.0f} s left" if self.n_done else 11 * " "
+        print(f"[{self.n_done + 1}/{self.n_cases} {elapsed:4.0f} s {left}] {text}", flush=True)
 
 
 @contextlib.contextmanager

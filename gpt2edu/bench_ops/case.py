@@ -54,7 +54,7 @@ class Expected:
     Args:
         values: of the rows.
         rows: which rows of the output they are; all by default.
-        tolerance: an error, relative to the greatest value, that is allowed in any case.
+        tolerance: an error that is allowed in any case, where more than the last digits of the result may differ.
     """
 
     values: Tensor
@@ -221,9 +221,9 @@ def _error(result: Tensor | None, expected: Expected) -> float:
 
 def _problem(output: str, result: Tensor, expected: Expected, baseline_error: float) -> str | None:
     """Return what is wrong with an output, None if nothing is."""
-    greatest = expected.values.abs().max().item()
     roundings = max(2 * EPSILON[DTYPE_NAMES[result.dtype]], 4 * EPSILON["float32"])
-    bound = max(2 * baseline_error, max(roundings, expected.tolerance) * greatest)
+    greatest = expected.values.abs().max().item()
+    bound = max(2 * baseline_error, roundings * greatest, expected.tolerance)
     error = _error(result, expected)
     if not torch.isfinite(result).all():
         return f"{output} is not finite everywhere"

@@ -188,3 +188,15 @@ def test_draws_repeat_and_tokens_are_uneven():
     assert torch.equal(first, second) and first.dtype == torch.int32 and first.max() < 500
     counts = first.flatten().bincount(minlength=500).sort(descending=True).values
     assert counts[0] > 5 * counts[20] > 0
+
+
+def test_progress_says_how_long_it_will_take(monkeypatch, capsys):
+    clock = iter([100.0, 101.0, 110.0])
+    monkeypatch.setattr(bench_kernels.time, "perf_counter", lambda: next(clock))
+    progress = bench_kernels.Progress(5)
+    progress.say("first")
+    progress.n_done = 2
+    progress.say("third")
+    first, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("[1/5    1 s") and "left" not in first and first.endswith("] first")
+    assert third == "[3/5   10 s   15 s left] third"  # 10 s for two, so 15 s for three
