@@ -21,7 +21,7 @@ from numba import cuda
 from kernels import SIMULATED, host
 from kernels.adamw import adamw_update
 from kernels.architecture import architecture, force_architecture
-from kernels.attention import attention_backward, attention_forward, attention_scratch_size
+from kernels.attention import attention_backward, attention_forward, attention_scratch_size, step4_tensor_cores
 from kernels.attention.decode import attention_decode, attention_decode_scratch_size
 from kernels.classifier import fused_classifier
 from kernels.encoder import (
@@ -44,6 +44,10 @@ ARCHITECTURES_HERE = {"sm_80": ("sm_80",), "sm_90a": ("sm_80", "sm_90a")}
 ROWS = ((2, 37, 72), (1, 3, 13), (1, 70, 776))  # batch, time and channels: packs of eight, none, and more than a warp's
 PRODUCTS = ((37, 29, 13), (200, 136, 72), (392, 264, 328))  # rows, outputs and inputs of a linear layer
 HEADS = ((2, 37, 3, 16), (1, 70, 2, 32), (2, 137, 2, 64), (1, 200, 1, 128), (2, 21, 3, 14))  # batch, time, heads, size
+ATTENTIONS = (
+    (attention_forward, attention_backward),
+    (step4_tensor_cores.attention_forward, step4_tensor_cores.attention_backward),
+)
 VOCABULARIES = ((61, 64), (1000, 1003))  # real and padded columns
 
 
@@ -118,13 +122,15 @@ def gelu_launches(draw: Draw) -> Iterator[Prepared]:
 
 
 def attention_launches(draw: Draw) -> Iterator[Prepared]:
-    """Every head size that has kernels of its own, and one that has none."""
+    """Every head size that has kernels of its own, and one that has none; step 4 too, which keeps the small heads."""
     for B, T, H, D in HEADS:
         C = H * D
         qkv, out, logsumexp = draw.real(B, T, 3 * C), draw.real(B, T, C), draw.float32(B, H, T)
         scratch = draw.float32(attention_scratch_size(B, T, H))
-        yield attention_forward.prepare(out, logsumexp, scratch, qkv)
-        yield attention_backward.prepare(draw.real(B, T, 3 * C), scratch, draw.real(B, T, C), out, qkv, logsumexp)
+        grad_qkv, grad_out = draw.real(B, T, 3 * C), draw.real(B, T, C)
+        for forward, backward in ATTENTIONS:
+            yield forward.prepare(out, logsumexp, scratch, qkv)
+            yield backward.prepare(grad_qkv, scratch, grad_out, out, qkv, logsumexp)
         scratch = draw.float32(attention_decode_scratch_size(B, T, H, D))
         yield attention_decode.prepare(draw.real(B, C), scratch, qkv, H, T - 1)
 

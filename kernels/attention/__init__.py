@@ -9,6 +9,7 @@ from kernels.attention import (
     step2_online_softmax,
     step3_flash,
     step4_tensor_cores,
+    step5_swizzled,
     step6_wgmma,
     step7_pipelined,
 )
@@ -20,6 +21,7 @@ LADDER = [
     step2_online_softmax,
     step3_flash,
     step4_tensor_cores,
+    step5_swizzled,
     step6_wgmma,
     step7_pipelined,
 ]

@@ -15,9 +15,16 @@ from kernels.attention import (
     reference,
     step3_flash,
     step4_tensor_cores,
+    step5_backward,
+    step5_swizzled,
     step6_wgmma,
     step7_pipelined,
+    swizzled_tiles,
 )
+from kernels.launch import Launch
+from kernels.simulator.execution import reversed_order
+
+from numba import cuda  # isort: skip
 
 DTYPES = ["float32", "bfloat16"]
 SHAPES = [(1, 1, 1, 1), (2, 5, 2, 3), (1, 35, 1, 40)]  # B, T, H, D
@@ -152,6 +159,123 @@ def test_tensor_cores_are_used_when_they_can_be_fed():
         assert kernel_of(D, "bfloat16") is step4_tensor_cores.FORWARD_KERNELS[D]
     for case in [(64, "float32"), (48, "bfloat16"), (64, "bfloat16", 1)]:
         assert kernel_of(*case) is step3_flash.attention_forward_kernel
+
+
+# ---- swizzled tiles -------------------------------------------------------------------------------------------------
+
+
+def run_both_orders(prepared, *outputs) -> list[np.ndarray]:
+    """Run twice, in the simulator the second time backwards; the bits must be the same."""
+    first = run_once(prepared, *outputs)
+    if SIMULATED:
+        with reversed_order():
+            second = run_once(prepared, *outputs)
+    else:
+        second = run_once(prepared, *outputs)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+    return first
+
+
+def sizes_for_swizzled_tiles():
+    """B, T, H, D: one query, a tile in part, several tiles and blocks; on a GPU also long loops."""
+    small = [(1, 1, 1, 64), (1, 70, 1, 64), (1, 40, 1, 128)]
+    slow = [(2, 17, 3, 64), (1, 130, 1, 64), (1, 70, 2, 128)]
+    large = [(2, 1000, 3, 64), (1, 1023, 2, 64), (1, 1000, 2, 128), (3, 2049, 5, 64), (2, 511, 3, 128)]
+    return small + [pytest.param(size, marks=pytest.mark.slow) for size in slow] + ([] if SIMULATED else large)
+
+
+@pytest.mark.parametrize("shape", sizes_for_swizzled_tiles())
+def test_swizzled_tiles(shape):
+    check_both_directions(step5_swizzled, shape, "bfloat16", run_both_orders)
+
+
+def test_swizzled_tiles_have_the_same_bits_every_way(run_every_way):
+    check_both_directions(step5_swizzled, (1, 3, 1, 64), "bfloat16", run_every_way)
+
+
+def test_swizzled_tiles_do_not_see_the_future():
+    check_the_future_is_not_seen(step5_swizzled, T=20, D=64)
+
+
+def prepared_kernels(D, dtype, offset=0):
+    """The kernels that are launched for one head of D, whose qkv begins at element `offset`."""
+    qkv = host.to_device(np.zeros(6 * D + 8), dtype)[offset : offset + 6 * D].reshape(1, 2, 3 * D)
+    out, rows = host.to_device(np.zeros((1, 2, D)), dtype), host.to_device(np.zeros((1, 1, 2)), "float32")
+    scratch, grad_qkv = rows.reshape(2), host.to_device(np.zeros((1, 2, 3 * D)), dtype)
+    launches = [
+        *step5_swizzled.attention_forward.prepare(out, rows, scratch, qkv),
+        *step5_swizzled.attention_backward.prepare(grad_qkv, scratch, out, out, qkv, rows),
+    ]
+    return [launch.kernel for launch in launches]
+
+
+def test_swizzled_tiles_are_used_when_they_can_be_fed():
+    for D in (64, 128):
+        tiled = [
+            step5_swizzled.FORWARD_KERNELS,
+            step5_backward.GRAD_QUERY_KERNELS,
+            step5_backward.GRAD_KEY_VALUE_KERNELS,
+        ]
+        assert prepared_kernels(D, "bfloat16") == [kernels[D].kernel for kernels in tiled]
+    assert prepared_kernels(32, "bfloat16")[0] is step4_tensor_cores.FORWARD_KERNELS[32]
+    for case in [(64, "float32"), (48, "bfloat16"), (64, "bfloat16", 1)]:
+        assert prepared_kernels(*case)[0] is step3_flash.attention_forward_kernel
+
+
+@cuda.jit
+def places_kernel(place_NP, n_heads, n_tiles, group, H):
+    """Write down the place of each block."""
+    place = swizzled_tiles.place_of_block(n_heads, n_tiles, group, H)
+    for p in range(4):
+        place_NP[cuda.blockIdx.x, p] = place[p]
+
+
+@pytest.mark.parametrize(("B", "H", "n_tiles", "group"), [(2, 3, 4, 4), (1, 5, 3, 2), (3, 1, 2, 64), (2, 2, 1, 1)])
+def test_every_tile_of_every_head_has_a_block(B, H, n_tiles, group):
+    places = host.to_device(np.full((B * H * n_tiles, 4), -1))
+    Launch(places_kernel, B * H * n_tiles, 1, (places, B * H, n_tiles, group, H))()
+    b, h, head, tile = host.to_host(places).T
+    np.testing.assert_array_equal(b * H + h, head)
+    np.testing.assert_array_equal(np.sort(head * n_tiles + tile), np.arange(B * H * n_tiles))
+    assert (h < H).all()
+    expected = [(head // group, tile) for head, tile in zip(head, tile, strict=True)]
+    assert expected == sorted(expected)  # group after group, and in it tile after tile
+
+
+def scaled_case(B, T, H, D, scale):
+    generator = torch.Generator("cuda").manual_seed(T)
+    draw = [torch.randn(B, T, n * H * D, generator=generator, device="cuda") for n in (3, 1)]
+    return (draw[0] * scale).bfloat16(), draw[1].bfloat16()
+
+
+def attend(qkv, grad_out, H, dtype):
+    """Output and gradient of torch's attention, which is flash attention for bfloat16, and the formula for float64."""
+    tensor = qkv.to(dtype).requires_grad_()
+    q, k, v = (x.unflatten(2, (H, -1)).transpose(1, 2) for x in tensor.chunk(3, dim=2))
+    backend = (
+        torch.nn.attention.SDPBackend.FLASH_ATTENTION if dtype == torch.bfloat16 else torch.nn.attention.SDPBackend.MATH
+    )
+    with torch.nn.attention.sdpa_kernel(backend):
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    out.backward(grad_out.to(dtype))
+    return [x.double() for x in (out.detach(), *tensor.grad.chunk(3, dim=2))]
+
+
+@pytest.mark.skipif(SIMULATED, reason="torch's flash attention needs a GPU")
+@pytest.mark.parametrize("scale", [1, 8])
+@pytest.mark.parametrize(("T", "D"), [(17, 64), (1000, 64), (1023, 64), (1023, 128)])
+def test_errors_are_those_of_flash_attention(T, D, scale):
+    B, H = 2, 3
+    qkv, grad_out = scaled_case(B, T, H, D, scale)
+    out, grad_qkv = torch.full_like(grad_out, torch.nan), torch.full_like(qkv, torch.nan)
+    logsumexp, scratch = (torch.full((B, H, T), torch.nan, device="cuda") for _ in range(2))
+    step5_swizzled.attention_forward(out, logsumexp, scratch.flatten(), qkv)
+    step5_swizzled.attention_backward(grad_qkv, scratch.flatten(), grad_out, out, qkv, logsumexp)
+    ours = [x.double() for x in (out, *grad_qkv.chunk(3, dim=2))]
+    expected, flash = attend(qkv, grad_out, H, torch.float64), attend(qkv, grad_out, H, torch.bfloat16)
+    for result, wanted, theirs in zip(ours, expected, flash, strict=True):
+        assert (result - wanted).abs().max() <= 1.2 * (theirs - wanted).abs().max()
 
 
 # ---- Hopper --------------------------------------------------------------------------------------------------------
