@@ -1,10 +1,10 @@
 """The embedding of tokens and positions, GPT-2's first layer.
 
-Forward adds two table rows for each place of the text; that of a position is loaded once for several sequences.
-Backward sums, for each table row, the gradients of all places that used it, in a fixed order and without atomics: for a
-position the B places are known; for the tokens the host makes a plan (`plan_token_gradient`). It sorts the places by
-token and cuts those of one token into segments of bounded length, so that a frequent token does not keep one warp busy
-while the others wait. A warp sums a segment; where a token has several, a second kernel adds their sums.
+Forward adds two table rows for each place of the text. Backward sums, for each table row, the gradients of all places
+that used it, in a fixed order and without atomics: for a position the B places are known; for the tokens the host makes
+a plan (`plan_token_gradient`). It sorts the places by token and cuts those of one token into segments of bounded
+length, so that a frequent token does not keep one warp busy while the others wait. A warp sums a segment; where a token
+has several, a second kernel adds their sums.
 
 Letters: B batch, T time, C channels, V vocabulary; N = B*T places, M = N + 1 bounds of segments, K partial sums, L
 tokens of several segments at most, P integers of the plan.
@@ -17,7 +17,7 @@ from numba import cuda, float32
 
 from kernels.elements import load, load8, load_packs, store, store8, store_packs
 from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
-from kernels.reduce import FULL_MASK, SUM_BLOCK, chunk_sum
+from kernels.reduce import SUM_BLOCK, chunk_sum
 from kernels.registry import kernel
 
 BLOCK = 256
@@ -26,7 +26,6 @@ PACKS = 3  # of a lane at once: a warp moves 768 channels, a row of GPT-2 124M
 OWNED = PACKS * PACK
 LANE_STRIDE = WARP_SIZE * PACK  # channels between the packs of a lane
 TILE = PACKS * LANE_STRIDE
-SEQUENCES = 8  # whose equal positions a warp of the forward pass handles one after the other
 SEGMENTS = 4  # of a warp, one after the other
 SEGMENT = 32  # places of a segment at most
 BATCH = 4  # rows under way in the position gradient
@@ -91,38 +90,27 @@ def plan_token_gradient(tokens: np.ndarray) -> np.ndarray:
 
 @kernel("void(real[:, ::1], int32[::1], real[:, ::1], real[:, ::1], int64, int64)", launch_bounds=BLOCK)
 def encoder_forward_kernel(out_NC, tokens_N, token_weight_VC, position_weight_TC, T, whole):
-    """A warp owns a position in eight sequences at a time, and loads the position's row once for all of them."""
+    """A warp owns places; a lane owns three packs of 8 channels at once."""
     token_24 = cuda.local.array(OWNED, float32)
     position_24 = cuda.local.array(OWNED, float32)
     lane = cuda.threadIdx.x & 31
     N, C = out_NC.shape
-    item = cuda.grid(1) >> 5
-    while item < T * ((N // T + SEQUENCES - 1) // SEQUENCES):
-        position_C = position_weight_TC[item % T]
-        first = item // T * SEQUENCES * T + item % T  # the place in the first sequence; the next is T further on
-        end = min(N, first + SEQUENCES * T)
-        lane_token = tokens_N[first + lane * T] if first + lane * T < end else 0
-        tile = 0
-        while tile < whole:
-            c = tile + lane * PACK
+    n = cuda.grid(1) >> 5
+    while n < N:
+        position_C, token_C, out_C = position_weight_TC[n % T], token_weight_VC[tokens_N[n]], out_NC[n]
+        c = lane * PACK
+        while c < whole:
             load_packs(position_24, position_C, c, LANE_STRIDE, whole, PACKS)
-            n, k = first, 0
-            while n < end:
-                token = cuda.shfl_sync(FULL_MASK, lane_token, k)
-                load_packs(token_24, token_weight_VC[token], c, LANE_STRIDE, whole, PACKS)
-                for j in range(OWNED):
-                    token_24[j] += position_24[j]
-                store_packs(out_NC[n], c, LANE_STRIDE, whole, token_24, PACKS)
-                n, k = n + T, k + 1
-            tile += TILE
-        n = first
-        while whole < C and n < end:
-            c = whole + lane
-            while c < C:
-                store(out_NC[n], c, load(token_weight_VC[tokens_N[n]], c) + load(position_C, c))
-                c += WARP_SIZE
-            n += T
-        item += cuda.gridsize(1) >> 5
+            load_packs(token_24, token_C, c, LANE_STRIDE, whole, PACKS)
+            for j in range(OWNED):
+                token_24[j] += position_24[j]
+            store_packs(out_C, c, LANE_STRIDE, whole, token_24, PACKS)
+            c += TILE
+        c = whole + lane
+        while c < C:
+            store(out_C, c, load(token_C, c) + load(position_C, c))
+            c += WARP_SIZE
+        n += cuda.gridsize(1) >> 5
 
 
 @kernel("void(float32[::1], real[::1], int64, int64)", launch_bounds=BLOCK)
@@ -245,7 +233,7 @@ def encoder_forward(out_BTC, tokens_BT, token_weight_VC, position_weight_SC, str
     whole = n_packs(C, out_NC, arrays.token_weight_VC, arrays.position_weight_SC) * PACK
     tokens_N = arrays.tokens_BT.reshape(B * T)
     arguments = (out_NC, tokens_N, arrays.token_weight_VC, arrays.position_weight_SC, T, whole)
-    return [Launch(encoder_forward_kernel, ceil_div(T * ceil_div(B, SEQUENCES), WARPS), BLOCK, arguments, stream)]
+    return [Launch(encoder_forward_kernel, ceil_div(B * T, WARPS), BLOCK, arguments, stream)]
 
 
 @launcher

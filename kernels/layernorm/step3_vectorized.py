@@ -14,14 +14,13 @@ from numba import cuda, float32
 
 from kernels.elements import load_pack, n_packs_of, store_pack
 from kernels.launch import WARP_SIZE, Launch, ceil_div, launcher, n_packs
-from kernels.layernorm.arguments import padded, rows_per_chunk, take_backward, take_forward
+from kernels.layernorm.arguments import MAX_CHUNKS, padded, rows_per_chunk, take_backward, take_forward
 from kernels.reduce import warp_sum
 from kernels.registry import kernel
 
 BLOCK = 256
 WARPS = BLOCK // WARP_SIZE
 SHARED_BYTES = 48 * 1024  # what a block gets without asking
-MAX_CHUNKS = 512  # of rows; 4 blocks on each of 128 multiprocessors
 
 
 @cuda.jit(device=True)

@@ -17,15 +17,15 @@ from numba import cuda, float32
 from kernels.elements import as_held, load_packs, store_packs
 from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs
 from kernels.layernorm import step3_vectorized, step4_fused_residual
-from kernels.layernorm.arguments import MAX_CHUNKS, rows_per_chunk, take_backward, take_forward, take_residual_forward
+from kernels.layernorm.arguments import rows_per_chunk, take_backward, take_forward, take_residual_forward
 from kernels.reduce import SUM_BLOCK, chunk_sum, warp_sum
 from kernels.registry import kernel
 
 BLOCK = 256
 WARPS = BLOCK // WARP_SIZE
-ROWS = 8  # that a warp of a forward pass normalises, one after the other
 BACKWARD_BLOCK = 128
 BACKWARD_WARPS = BACKWARD_BLOCK // WARP_SIZE
+MAX_CHUNKS = 396  # of rows; 3 blocks on each of the 132 multiprocessors of an H100, all at once
 LANE_STRIDE = WARP_SIZE * PACK  # channels between the packs of a lane
 
 
@@ -230,7 +230,7 @@ def layernorm_forward(out_NC, mean_N, rstd_N, inp_NC, weight_C, bias_C, eps=1e-5
     if not packs:
         return step3_vectorized.layernorm_forward.prepare(out_NC, mean_N, rstd_N, inp_NC, weight_C, bias_C, eps, stream)
     arguments = (a.out_NC, a.mean_N, a.rstd_N, a.inp_NC, a.weight_C, a.bias_C, float(eps))
-    return [Launch(FORWARD[packs].forward, ceil_div(sizes.N, WARPS * ROWS), BLOCK, arguments, stream)]
+    return [Launch(FORWARD[packs].forward, ceil_div(sizes.N, WARPS), BLOCK, arguments, stream)]
 
 
 @launcher
@@ -254,7 +254,7 @@ def residual_layernorm_forward(
     if not packs:
         return step4_fused_residual.residual_layernorm_forward.prepare(*given, eps, stream)
     arguments = (a.residual_NC, a.out_NC, a.mean_N, a.rstd_N, a.inp_NC, a.added_NC, a.weight_C, a.bias_C, float(eps))
-    return [Launch(FORWARD[packs].residual, ceil_div(sizes.N, WARPS * ROWS), BLOCK, arguments, stream)]
+    return [Launch(FORWARD[packs].residual, ceil_div(sizes.N, WARPS), BLOCK, arguments, stream)]
 
 
 @launcher
