@@ -26,7 +26,7 @@ where this differs from train_gpt2cu
   -v 0    validates only at the end.
   -z 2|3  is an error; 0 and 1 exist.
   -pi -pn -pr -pg -ps -pf  are accepted, but processes are always started by MPI.
-  -ge -w  are accepted: torch fuses the GELU itself, and both engines keep fp32 weights.
+  -ge -w  are accepted: both engines fuse the GELU where they can, and keep fp32 weights.
 
 examples
   a laptop:    python -m gpt2edu.data kjv --out kjv
