@@ -36,16 +36,22 @@ def add_steps(actions: Any) -> list[argparse.ArgumentParser]:
         actions.add_parser("step", help="a training step of the numba engine against PyTorch's", allow_abbrev=False),
     ]
     for parser in parsers:
+        add_shape_options(parser)
         option = parser.add_argument
-        option("-e", "--model", default="d12", help="descriptor of the model (default %(default)s)")
-        option("-b", "--micro-batch", type=int, default=64, help="sequences at once (default %(default)s)")
-        option("-t", "--seq-len", type=int, default=1024, help="tokens of a sequence (default %(default)s)")
-        option("-d", "--total-batch", type=int, default=524_288, help="tokens a step (default %(default)s)")
-        option("-r", "--recompute", type=int, default=0, choices=(0, 1, 2), help="as in gpt2edu.train (default 0)")
         option("--blocks", type=int, default=5, help="turns of each (default %(default)s)")
         option("--block-steps", type=int, default=5, help="timed steps in a turn (default %(default)s)")
         option("--warmup", type=int, default=3, help="untimed steps before the first turn (default %(default)s)")
     return parsers
+
+
+def add_shape_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for the model and the size of a step."""
+    option = parser.add_argument
+    option("-e", "--model", default="d12", help="descriptor of the model (default %(default)s)")
+    option("-b", "--micro-batch", type=int, default=64, help="sequences at once (default %(default)s)")
+    option("-t", "--seq-len", type=int, default=1024, help="tokens of a sequence (default %(default)s)")
+    option("-d", "--total-batch", type=int, default=524_288, help="tokens a step (default %(default)s)")
+    option("-r", "--recompute", type=int, default=0, choices=(0, 1, 2), help="as in gpt2edu.train (default 0)")
 
 
 class BareLoop:

@@ -13,7 +13,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from kernels.global_norm import squared_norm, sum_scratch_size, total
 from kernels.launch import Prepared
 from kernels.memory import cast, zero
 
+PassesKind = TypeVar("PassesKind", bound=Passes)
 MAX_SHAPES = 32  # whose launches are kept
 SAMPLE_STEP = 64  # a text that is sampled grows by one token; its launches are prepared for multiples of this
 
@@ -156,9 +157,7 @@ class NumbaEngine:
             self._free_arena()  # before the larger one is there
             self._arena = torch.empty(arena_bytes(buffers), dtype=torch.uint8, device=self.device)
         activations = cut_arena(self._arena, buffers)
-        stream = self._stream.cuda_stream if self._stream else 0
-        state = self.config, self._weights, self._weight_gradients, activations, self.settings.recompute
-        passes = Passes(*state, stream)
+        passes = self._passes(activations, Passes)
         launches = passes.micro_step(1 / (B * T * n_micro_steps)) if n_micro_steps else passes.evaluation()
         self._prepared[shape] = Batch(
             activations,
@@ -171,6 +170,15 @@ class NumbaEngine:
         if len(self._prepared) > MAX_SHAPES:
             self._prepared.popitem(last=False)
         return self._prepared[shape]
+
+    def _passes(self, activations: SimpleNamespace, kind: type[PassesKind]) -> PassesKind:
+        stream = self._stream.cuda_stream if self._stream else 0
+        state = self.config, self._weights, self._weight_gradients, activations, self.settings.recompute
+        return kind(*state, stream)
+
+    def recorded_passes(self, B: int, T: int, n_micro_steps: int, kind: type[PassesKind]) -> PassesKind:
+        """Return the passes of a micro-batch as another kind of `Passes` records them, over the same buffers."""
+        return self._passes(self._prepare(B, T, n_micro_steps).activations, kind)
 
     def _sum_scratch_of(self, values: Tensor) -> Tensor:
         """Return scratch memory for the sum of `values`; the norm's is mostly large enough."""

@@ -43,6 +43,7 @@ ROW_OPTIONAL = {
     "ceiling_share": float,
     "torch_ms": float,
     "torch_ratio": float,
+    "floor_ms": float,  # the least possible, at the ceilings
     "sustained_ms": float,  # of a call in one long burst, at the clocks that the GPU can keep up
     "max_error": float,
     "baseline_error": float,
