@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
-from numba import cuda, float32, int32, uint32
+import numpy as np
+from numba import cuda, int32, uint32
 
-from kernels.accumulators import pack_accumulators, store_bf16_box, zero_accumulators
+from kernels.accumulators import pack_accumulators
 from kernels.attention.hopper import (
     GROUP,
     HEAD_SIZE,
@@ -38,10 +39,13 @@ from kernels.attention.hopper import (
     start_device,
     tile_map,
 )
-from kernels.attention.hopper_rows import SCALE, own_row_device, scaled_rows
+from kernels.attention.hopper_rows import FACTOR, own_row_device, scaled_rows, write_tile
 from kernels.launch import Launch, ceil_div
+from kernels.ptx import log2, reciprocal
 from kernels.ptx_hopper import bulk_commit, tma_store_3d
 from kernels.wgmma import wgmma_rs, wgmma_ss_new, wgmma_wait_for
+
+LN_2 = np.float32(math.log(2))
 
 SIGNATURE = "void(uint64[::1], float32[::1], uint64[::1], int64, int64)"
 
@@ -61,14 +65,11 @@ OUT_AT = VALUES_AT + STAGES * KEY_BYTES
 BARRIERS_AT = OUT_AT + CONSUMERS * TILE_BYTES
 SHARED_BYTES = BARRIERS_AT + barrier_bytes(STAGES) + SWIZZLE_BYTES
 
-SCORES, SUMS = KEYS // 2, HEAD_SIZE // 2  # floats of a thread
+SCORES = KEYS // 2  # floats of a thread
 multiply_by_keys = wgmma_ss_new(KEYS)
 add_weighted_values = wgmma_rs(HEAD_SIZE, KEYS // 16, b_mn_major=True)
 scores_are_there = wgmma_wait_for(SCORES)
-sums_are_there = wgmma_wait_for(SUMS)
-zero_sums = zero_accumulators(SUMS)
 pack_weights = pack_accumulators(SCORES)
-write_out = store_bf16_box(SUMS)
 
 
 @cuda.jit(device=True)
@@ -102,16 +103,16 @@ def produce_device(qkv_map, base, rings, T, H, n_heads):
 def store_rows_device(sums, total, total_8, greatest, greatest_8, out_map, logsumexp_I, box, piece, first, T):
     """Divide the sums by the totals, and store them and the log-sum-exp of each query."""
     thread = cuda.threadIdx.x % GROUP
-    write_out(scaled_rows(sums, float32(1) / total, float32(1) / total_8), box, uint32(thread))
+    write_tile(scaled_rows(sums, reciprocal(total), reciprocal(total_8)), box, uint32(thread))
     before_store_device()
     if thread == 0:
         tma_store_3d(out_map, piece.column, first, piece.b, box)
         bulk_commit()
     query = first + own_row_device()
     if thread & 3 == 0 and query < T:
-        logsumexp_I[piece.head * T + query] = greatest * SCALE + math.log(total)
+        logsumexp_I[piece.head * T + query] = (greatest * FACTOR + log2(total)) * LN_2
     if thread & 3 == 0 and query + 8 < T:
-        logsumexp_I[piece.head * T + query + 8] = greatest_8 * SCALE + math.log(total_8)
+        logsumexp_I[piece.head * T + query + 8] = (greatest_8 * FACTOR + log2(total_8)) * LN_2
 
 
 def forward_launch(kernel, a: SimpleNamespace, sizes: SimpleNamespace, stream: object) -> Launch:

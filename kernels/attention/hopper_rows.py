@@ -11,17 +11,26 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import cuda, int32
+from numba import cuda, float32, int32
 
+from kernels.accumulators import store_bf16_box, zero_accumulators
 from kernels.attention.common import LOG2_E, LOWEST
 from kernels.attention.fragments import quad_max
 from kernels.attention.hopper import HEAD_SIZE
-from kernels.ptx import exp2
+from kernels.ptx import exp2, unpack_bf16x2
 from kernels.tuples import each, each_four, fold, lower_row, upper_row
+from kernels.wgmma import wgmma_wait_for
 
 SCALE = np.float32(1 / math.sqrt(HEAD_SIZE))
 FACTOR = np.float32(SCALE * LOG2_E)
 """exp(score * SCALE) = exp2(score * FACTOR)."""
+
+SUMS = HEAD_SIZE // 2
+"""Floats of a thread in 64 x 64 sums."""
+
+zero_sums = zero_accumulators(SUMS)
+sums_are_there = wgmma_wait_for(SUMS)
+write_tile = store_bf16_box(SUMS)
 
 
 @cuda.jit(device=True)
@@ -109,6 +118,18 @@ def row_maxima(scores, greatest, greatest_8):
 def row_sums(weights, total, total_8):
     """Add the thread's part of each row to its sum; the four lanes of a row are added up in the end."""
     return fold(_add, upper_row(weights), total), fold(_add, lower_row(weights), total_8)
+
+
+@cuda.jit(device=True)
+def _product_of_words(i, word, other):
+    a, b = unpack_bf16x2(word), unpack_bf16x2(other)
+    return a[0] * b[0] + a[1] * b[1]
+
+
+@cuda.jit(device=True)
+def dot_of_words(words, others):
+    """Sum the products of two tuples of words of two bfloat16."""
+    return fold(_add, each(_product_of_words, (words, others)), float32(0))
 
 
 @cuda.jit(device=True)

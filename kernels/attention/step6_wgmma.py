@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from numba import cuda, float32, int32, uint32
 
-from kernels.attention import step4_tensor_cores as fallback
+from kernels.attention import step5_swizzled as fallback
 from kernels.attention.common import LOWEST, take_forward
 from kernels.attention.common import attention_scratch_size as attention_scratch_size
 from kernels.attention.fragments import quad_sum
@@ -63,8 +63,6 @@ from kernels.attention.hopper_forward import (
     produce_device,
     scores_are_there,
     store_rows_device,
-    sums_are_there,
-    zero_sums,
 )
 from kernels.attention.hopper_rows import (
     FACTOR,
@@ -72,9 +70,11 @@ from kernels.attention.hopper_rows import (
     row_maxima,
     row_sums,
     scaled_rows,
+    sums_are_there,
     weights_of_rows,
+    zero_sums,
 )
-from kernels.attention.step4_backward import attention_backward as attention_backward
+from kernels.attention.step5_backward import attention_backward as attention_backward
 from kernels.launch import launcher
 from kernels.ptx import exp2
 from kernels.ptx_hopper import bulk_wait, decrease_registers, increase_registers

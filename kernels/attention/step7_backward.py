@@ -7,13 +7,12 @@ step 5.
 
 from __future__ import annotations
 
-from kernels.attention import step4_backward as fallback
-from kernels.attention import step7_grad_key_value, step7_grad_query
+from kernels.attention import step5_backward as fallback
 from kernels.attention.common import take_backward
-from kernels.attention.hopper import QUERIES, ROWS, persistent_grid, takes, tile_map
-from kernels.attention.step7_grad_key_value import grad_key_value_kernel
-from kernels.attention.step7_grad_query import grad_query_kernel
-from kernels.launch import Launch, address, ceil_div, launcher
+from kernels.attention.hopper import ROWS, takes
+from kernels.attention.step7_grad_key_value import grad_key_value_launch
+from kernels.attention.step7_grad_query import grad_query_launch
+from kernels.launch import address, ceil_div, launcher
 
 
 def attention_scratch_size(B: int, T: int, H: int) -> int:
@@ -36,27 +35,6 @@ def attention_backward(grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, 
     """
     arrays = (grad_qkv_BTE, scratch_S, grad_out_BTC, out_BTC, qkv_BTE, logsumexp_BHT)
     a, sizes = take_backward(*arrays, attention_scratch_size)
-    B, T, H = sizes.B, sizes.T, sizes.H
-    if not takes(sizes.C // H, a.qkv_NE, a.grad_out_NC, a.out_NC, a.grad_qkv_NE) or address(a.scratch_S) % 16:
+    if not takes(sizes.C // sizes.H, a.qkv_NE, a.grad_out_NC, a.out_NC, a.grad_qkv_NE) or address(a.scratch_S) % 16:
         return fallback.attention_backward.prepare(*arrays, stream)
-    grad_map, qkv_map, grad_out_map = (tile_map(x, B, T).array for x in (a.grad_qkv_NE, a.qkv_NE, a.grad_out_NC))
-    out, grad_out = a.out_NC.reshape(a.out_NC.size), a.grad_out_NC.reshape(a.out_NC.size)
-    of_queries, of_keys = step7_grad_query, step7_grad_key_value
-    return [
-        Launch(
-            grad_query_kernel,
-            persistent_grid(B * H * ceil_div(T, QUERIES)),
-            of_queries.BLOCK,
-            (grad_map, a.scratch_S, qkv_map, grad_out_map, out, grad_out, a.logsumexp_I, T, H),
-            stream,
-            of_queries.SHARED_BYTES,
-        ),
-        Launch(
-            grad_key_value_kernel,
-            persistent_grid(B * H * ceil_div(T, of_keys.KEYS)),
-            of_keys.BLOCK,
-            (grad_map, a.scratch_S, qkv_map, grad_out_map, T, H, B * H),
-            stream,
-            of_keys.SHARED_BYTES,
-        ),
-    ]
+    return [grad_query_launch(a, sizes, stream), grad_key_value_launch(a, sizes, stream)]

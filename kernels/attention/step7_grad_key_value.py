@@ -14,9 +14,11 @@ ones, which most queries see, come first. Each sum is made by one warp group in 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from numba import cuda, int32, uint32
 
-from kernels.accumulators import load_columns, pack_accumulators, store_bf16_box, zero_accumulators
+from kernels.accumulators import load_columns, pack_accumulators
 from kernels.attention.hopper import (
     GROUP,
     HEAD_SIZE,
@@ -35,22 +37,29 @@ from kernels.attention.hopper import (
     own_place_device,
     padded_device,
     pass_over_device,
+    persistent_grid,
     piece_of_index_device,
     release_device,
     rings_device,
     shared_base_device,
     start_device,
+    tile_map,
     wait_full_device,
     wait_until_stored_device,
 )
 from kernels.attention.hopper_rows import (
     SCALE,
+    SUMS,
     grad_scores_of_columns,
     hide_earlier_queries,
     own_column_device,
     scaled_rows,
+    sums_are_there,
     weights_of_columns,
+    write_tile,
+    zero_sums,
 )
+from kernels.launch import Launch, ceil_div
 from kernels.ptx_hopper import bulk_commit, bulk_load, bulk_wait, decrease_registers, increase_registers, tma_store_3d
 from kernels.registry import kernel
 from kernels.wgmma import wgmma_descriptor, wgmma_descriptor_mn, wgmma_rs, wgmma_ss_new, wgmma_wait_for
@@ -74,15 +83,11 @@ DELTAS_AT = SHIFTS_AT + STAGES * NUMBER_BYTES
 BARRIERS_AT = DELTAS_AT + STAGES * NUMBER_BYTES
 SHARED_BYTES = BARRIERS_AT + barrier_bytes(STAGES) + SWIZZLE_BYTES
 
-SUMS = HEAD_SIZE // 2  # floats of a thread
 multiply = wgmma_ss_new(ROWS)
 add_product = wgmma_rs(HEAD_SIZE, ROWS // 16, b_mn_major=True)
-wait_for_all = wgmma_wait_for(SUMS)
 wait_for_all_but_1 = wgmma_wait_for(SUMS, 1)
 wait_for_all_but_2 = wgmma_wait_for(SUMS, 2)
-zero_sums = zero_accumulators(SUMS)
 pack = pack_accumulators(SUMS)
-write_tile = store_bf16_box(SUMS)
 numbers_of_columns = load_columns(SUMS)
 
 
@@ -174,7 +179,7 @@ def sum_grads_device(own_tiles, first, T, base, rings, place, is_leader):
     while query < T:
         following = advance_device(place, STAGES)
         words = pack(weights)
-        grad_weights = wait_for_all(grad_weights)
+        grad_weights = sums_are_there(grad_weights)
         release_device(rings.empty, before, releases)
         grad_value = add_grad_value_device(grad_value, words, base, place)
         scores = start_scores_device(keys, base, rings, following)
@@ -184,7 +189,7 @@ def sum_grads_device(own_tiles, first, T, base, rings, place, is_leader):
         before, place, releases = place, following, is_leader
         query = int32(query + ROWS)
     words = pack(weights)
-    grad_weights = wait_for_all(grad_weights)
+    grad_weights = sums_are_there(grad_weights)
     release_device(rings.empty, before, releases)
     grad_value = add_grad_value_device(grad_value, words, base, place)
     return add_grad_key_device(grad_key, weights, grad_weights, base, place), grad_value, place
@@ -210,7 +215,7 @@ def consume_device(grad_map, base, rings, group, T, H, n_heads):
             own_tiles = at_device(base, own, KEY_BYTES) + TILE_BYTES * group
             grad_key, grad_value, place = sum_grads_device(own_tiles, first, T, base, rings, place, is_leader)
             wait_until_stored_device(is_leader)
-            grad_key, grad_value = wait_for_all(grad_key), wait_for_all(grad_value)
+            grad_key, grad_value = sums_are_there(grad_key), sums_are_there(grad_value)
             release_device(rings.empty, place, is_leader)
             place = advance_device(place, STAGES)
             write_tile(scaled_rows(grad_key, SCALE, SCALE), box, uint32(thread))
@@ -246,3 +251,15 @@ def grad_key_value_kernel(grad_map, scratch_S, qkv_map, grad_out_map, T, H, n_he
     else:
         increase_registers(CONSUMER_REGISTERS)
         consume_device(grad_map, base, rings, group - 1, T, H, n_heads)
+
+
+def grad_key_value_launch(a: SimpleNamespace, sizes: SimpleNamespace, stream: object) -> Launch:
+    """Return the launch on what `common.take_backward` gave, after the one of the queries' gradient."""
+    B, T, H = sizes.B, sizes.T, sizes.H
+    grad_map, qkv_map, grad_out_map = (
+        tile_map(array, B, T).array for array in (a.grad_qkv_NE, a.qkv_NE, a.grad_out_NC)
+    )
+    arguments = (grad_map, a.scratch_S, qkv_map, grad_out_map, T, H, B * H)
+    return Launch(
+        grad_key_value_kernel, persistent_grid(B * H * ceil_div(T, KEYS)), BLOCK, arguments, stream, SHARED_BYTES
+    )

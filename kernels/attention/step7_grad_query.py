@@ -14,9 +14,11 @@ pass. Walking from the last keys to the first, in one order, makes the sums the 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from numba import cuda, float32, int32, uint32
 
-from kernels.accumulators import pack_accumulators, store_bf16_box, zero_accumulators
+from kernels.accumulators import pack_accumulators, zero_words
 from kernels.attention.common import LOG2_E
 from kernels.attention.hopper import (
     GROUP,
@@ -40,22 +42,37 @@ from kernels.attention.hopper import (
     own_place_device,
     padded_device,
     pass_over_device,
+    persistent_grid,
     piece_of_index_device,
     release_device,
     rings_device,
     shared_base_device,
     stages_seen_device,
     start_device,
+    tile_map,
     wait_full_device,
     wait_until_stored_device,
 )
-from kernels.attention.hopper_rows import SCALE, grad_scores_of_rows, hide_later_keys, scaled_rows, weights_of_rows
-from kernels.ptx import load_128, unpack_bf16x2
+from kernels.attention.hopper_rows import (
+    SCALE,
+    SUMS,
+    dot_of_words,
+    grad_scores_of_rows,
+    hide_later_keys,
+    scaled_rows,
+    sums_are_there,
+    weights_of_rows,
+    write_tile,
+    zero_sums,
+)
+from kernels.launch import Launch, ceil_div
+from kernels.ptx import load_128, load_shared_128
 from kernels.ptx_hopper import (
     bulk_commit,
     bulk_wait,
     decrease_registers,
     increase_registers,
+    tma_prefetch_3d,
     tma_store_3d,
     warp_uniform,
 )
@@ -78,19 +95,17 @@ OUT_AT = VALUES_AT + STAGES * TILE_BYTES
 BARRIERS_AT = OUT_AT + CONSUMERS * TILE_BYTES
 SHARED_BYTES = BARRIERS_AT + barrier_bytes(STAGES) + SWIZZLE_BYTES
 
-SUMS = HEAD_SIZE // 2  # floats of a thread
 multiply = wgmma_ss_new(ROWS)
 add_product = wgmma_rs(HEAD_SIZE, ROWS // 16, b_mn_major=True)
-wait_for_all = wgmma_wait_for(SUMS)
 wait_for_all_but_1 = wgmma_wait_for(SUMS, 1)
 wait_for_all_but_2 = wgmma_wait_for(SUMS, 2)
-zero_sums = zero_accumulators(SUMS)
 pack = pack_accumulators(SUMS)
-write_tile = store_bf16_box(SUMS)
+HALF_ROW = HEAD_SIZE // 2
+zero_half_row = zero_words(HALF_ROW // 2)
 
 
 @cuda.jit(device=True)
-def produce_device(qkv_map, grad_out_map, base, rings, T, H, n_heads):
+def produce_device(qkv_map, grad_out_map, out_map, base, rings, T, H, n_heads):
     """Copy, as one thread, queries and gradients of the output, and the keys and values that the queries see."""
     C = H * HEAD_SIZE
     place = start_device()
@@ -99,6 +114,8 @@ def produce_device(qkv_map, grad_out_map, base, rings, T, H, n_heads):
     while index < n_query_pieces_device(T) * n_heads:
         piece = piece_of_index_device(index, n_query_pieces_device(T), n_heads, H, HEADS_TOGETHER)
         b, column, first = piece.b, piece.column, first_query_device(piece, T)
+        for i in range(CONSUMERS):
+            tma_prefetch_3d(out_map, column, first + ROWS * i, b)
         own = own_place_device(turn)
         barrier = announce_device(rings.own_empty, rings.own_full, own, 2 * QUERY_BYTES)
         address = at_device(base, own, QUERY_BYTES)
@@ -119,32 +136,38 @@ def produce_device(qkv_map, grad_out_map, base, rings, T, H, n_heads):
 
 
 @cuda.jit(device=True)
-def half_row_product_device(x, y, start):
-    """Sum the products of 32 elements of two arrays."""
-    even, odd = float32(0), float32(0)
-    for piece in range(4):
-        x_words, y_words = load_128(x, start + 8 * piece), load_128(y, start + 8 * piece)
-        for w in range(4):
-            a, b = unpack_bf16x2(x_words[w]), unpack_bf16x2(y_words[w])
-            even += a[0] * b[0]
-            odd += a[1] * b[1]
-    return even + odd
+def fetch_row_device(out, logsumexp_I, piece, first, T, H):
+    """Load half a row of the output, and the row's log-sum-exp: lanes 2 r and 2 r + 1 share row r of the warp's 16.
+
+    Rows after the last one of the sequence are zeros: then their weights are 1 and their gradients 0.
+    """
+    words, logsumexp = zero_half_row(), float32(0)
+    query = first + (cuda.threadIdx.x % GROUP >> 1)
+    if 0 <= query < T:
+        logsumexp = logsumexp_I[piece.head * T + query]
+        start = (piece.b * T + query) * (H * HEAD_SIZE) + piece.column + uint32((cuda.threadIdx.x & 1) * HALF_ROW)
+        words = load_128(out, start) + load_128(out, start + 8) + load_128(out, start + 16) + load_128(out, start + 24)
+    return words, logsumexp
 
 
 @cuda.jit(device=True)
-def row_numbers_device(scratch_S, out, grad_out, logsumexp_I, piece, first, T, H, n_heads):
-    """Compute shift = -log2(e) * log-sum-exp and delta, store them, and return both for each of the thread's rows.
+def half_row_device(tile):
+    """Load the same half of a row of a tile in shared memory."""
+    row = cuda.threadIdx.x % GROUP >> 1
+    line = uint32(tile + row * (TILE_BYTES // ROWS))
+    piece = uint32(((cuda.threadIdx.x & 1) * 4 ^ row & 7) * 16)  # the swizzle
+    left, right = load_shared_128(line + piece), load_shared_128(line + (piece ^ 16))
+    return left + right + load_shared_128(line + (piece ^ 32)) + load_shared_128(line + (piece ^ 48))
 
-    Lanes 2 r and 2 r + 1 compute row r of the warp's 16. Rows after the last one of the sequence are zeros: then their
-    weights are 1 and their gradients 0.
-    """
+
+@cuda.jit(device=True)
+def row_numbers_device(scratch_S, fetched, grads_tile, piece, first, T, n_heads):
+    """Compute shift = -log2(e) * log-sum-exp and delta, store them, and return both for each of the thread's rows."""
     thread, lane = cuda.threadIdx.x % GROUP, cuda.threadIdx.x & 31
     query = first + (thread >> 1)
-    shift, delta = float32(0), float32(0)
-    if query < T:
-        start = (piece.b * T + query) * (H * HEAD_SIZE) + piece.column + uint32((thread & 1) * (HEAD_SIZE // 2))
-        delta = half_row_product_device(out, grad_out, start)
-        shift = logsumexp_I[piece.head * T + query] * -LOG2_E
+    out_words, logsumexp = fetched
+    shift = logsumexp * -LOG2_E
+    delta = dot_of_words(out_words, half_row_device(grads_tile))
     delta += cuda.shfl_xor_sync(FULL_MASK, delta, 1)
     if thread & 1 == 0:
         scratch_S[piece.head * padded_device(T) + query] = shift
@@ -155,9 +178,10 @@ def row_numbers_device(scratch_S, out, grad_out, logsumexp_I, piece, first, T, H
 
 
 @cuda.jit(device=True)
-def keys_device(base, place):
-    """Describe the keys of a stage as the right operand of Q K^T."""
-    return wgmma_descriptor(at_device(base + KEYS_AT, place, TILE_BYTES))
+def start_scores_device(queries, base, rings, place):
+    """Start S = Q K^T for the keys of a stage."""
+    wait_full_device(rings.first_full, place)
+    return multiply(queries, wgmma_descriptor(at_device(base + KEYS_AT, place, TILE_BYTES)))
 
 
 @cuda.jit(device=True)
@@ -175,37 +199,31 @@ def add_grad_device(sums, weights, grad_weights, deltas, base, place):
 
 
 @cuda.jit(device=True)
-def sum_grads_device(arrays, own_tiles, piece, first, n, base, rings, place, is_leader, T, H, n_heads):
-    """Sum dS K over the first `n` stages of keys, the last one first; return the sum, and the place in the ring."""
-    queries, grads = wgmma_descriptor(own_tiles), wgmma_descriptor(own_tiles + GRADS_AT)
-    scratch_S, out, grad_out, logsumexp_I = arrays
-    sums = zero_sums()
-    wait_full_device(rings.first_full, place)
-    scores = multiply(queries, keys_device(base, place))
-    grad_weights = start_grad_weights_device(grads, base, rings, place)
-    shifts, deltas = row_numbers_device(scratch_S, out, grad_out, logsumexp_I, piece, first, T, H, n_heads)
-    scores = hide_later_keys(wait_for_all_but_1(scores), first, first)
-    weights = weights_of_rows(scores, shifts[0], shifts[1])
+def sum_grads_device(sums, weights, grad_weights, numbers, operands, n, base, rings, place, is_leader):
+    """Add dS K over `n` stages of keys, the last one first; return the sums, and the place in the ring.
+
+    On entering each round the weights of one stage are known, and the gradients of them are under way.
+    """
+    (shift, shift_8), deltas = numbers
+    queries, grads = operands
     before, releases = place, uint32(0)
     while n > 1:
         n = int32(n - 1)
         following = advance_device(place, STAGES)
-        wait_full_device(rings.first_full, following)
-        grad_weights = wait_for_all(grad_weights)
+        grad_weights = sums_are_there(grad_weights)
         release_device(rings.empty, before, releases)
-        scores = multiply(queries, keys_device(base, following))
+        scores = start_scores_device(queries, base, rings, following)
         sums = add_grad_device(sums, weights, grad_weights, deltas, base, place)
         grad_weights = start_grad_weights_device(grads, base, rings, following)
-        scores = wait_for_all_but_2(scores)
-        weights = weights_of_rows(scores, shifts[0], shifts[1])
+        weights = weights_of_rows(wait_for_all_but_2(scores), shift, shift_8)
         before, place, releases = place, following, is_leader
-    grad_weights = wait_for_all(grad_weights)
+    grad_weights = sums_are_there(grad_weights)
     release_device(rings.empty, before, releases)
     return add_grad_device(sums, weights, grad_weights, deltas, base, place), place
 
 
 @cuda.jit(device=True)
-def consume_device(grad_map, arrays, base, rings, group, T, H, n_heads):
+def consume_device(grad_map, scratch_S, out, logsumexp_I, base, rings, group, T, H, n_heads):
     """Take, as one of the consumers, the gradient of its 64 queries of each piece of work."""
     thread = cuda.threadIdx.x % GROUP
     is_leader = uint32(thread == 0)
@@ -215,19 +233,26 @@ def consume_device(grad_map, arrays, base, rings, group, T, H, n_heads):
     while index < n_query_pieces_device(T) * n_heads:
         piece = piece_of_index_device(index, n_query_pieces_device(T), n_heads, H, HEADS_TOGETHER)
         first = int32(first_query_device(piece, T) + ROWS * group)
+        fetched = fetch_row_device(out, logsumexp_I, piece, first, T, H)
         n = stages_seen_device(first, ROWS, T, ROWS)
-        place = pass_over_device(
-            stages_seen_device(first_query_device(piece, T), QUERIES, T, ROWS) - n, rings, place, STAGES, is_leader
-        )
+        n_of_block = stages_seen_device(first_query_device(piece, T), QUERIES, T, ROWS)
+        place = pass_over_device(n_of_block - n, rings, place, STAGES, is_leader)
         own = own_place_device(turn)
         wait_full_device(rings.own_full, own)
         if n > 0:
-            own_tiles = at_device(base, own, QUERY_BYTES) + TILE_BYTES * group
+            queries = at_device(base, own, QUERY_BYTES) + TILE_BYTES * group
+            operands = wgmma_descriptor(queries), wgmma_descriptor(queries + GRADS_AT)
+            sums = zero_sums()
+            scores = start_scores_device(operands[0], base, rings, place)
+            grad_weights = start_grad_weights_device(operands[1], base, rings, place)
+            numbers = row_numbers_device(scratch_S, fetched, queries + GRADS_AT, piece, first, T, n_heads)
+            scores = hide_later_keys(wait_for_all_but_1(scores), first, first)
+            weights = weights_of_rows(scores, numbers[0][0], numbers[0][1])
             sums, place = sum_grads_device(
-                arrays, own_tiles, piece, first, n, base, rings, place, is_leader, T, H, n_heads
+                sums, weights, grad_weights, numbers, operands, n, base, rings, place, is_leader
             )
             wait_until_stored_device(is_leader)
-            sums = wait_for_all(sums)
+            sums = sums_are_there(sums)
             release_device(rings.empty, place, is_leader)
             place = advance_device(place, STAGES)
             box = warp_uniform(base + OUT_AT + TILE_BYTES * group)  # not before: registers are short in the loop
@@ -244,11 +269,11 @@ def consume_device(grad_map, arrays, base, rings, group, T, H, n_heads):
 
 
 @kernel(
-    "void(uint64[::1], float32[::1], uint64[::1], uint64[::1], uint16[::1], uint16[::1], float32[::1], int64, int64)",
+    "void(uint64[::1], float32[::1], uint64[::1], uint64[::1], uint64[::1], uint16[::1], float32[::1], int64, int64)",
     architectures=("sm_90a",),
     launch_bounds=(BLOCK, 1),
 )
-def grad_query_kernel(grad_map, scratch_S, qkv_map, grad_out_map, out, grad_out, logsumexp_I, T, H):
+def grad_query_kernel(grad_map, scratch_S, qkv_map, grad_out_map, out_map, out, logsumexp_I, T, H):
     """Warp group 0 is the producer, the others are the consumers; a block works on one piece after the other."""
     base = shared_base_device()
     rings = rings_device(base + BARRIERS_AT, STAGES)
@@ -257,7 +282,19 @@ def grad_query_kernel(grad_map, scratch_S, qkv_map, grad_out_map, out, grad_out,
     if group == 0:
         decrease_registers(PRODUCER_REGISTERS)
         if cuda.threadIdx.x == 0:
-            produce_device(qkv_map, grad_out_map, base, rings, T, H, n_heads)
+            produce_device(qkv_map, grad_out_map, out_map, base, rings, T, H, n_heads)
     else:
         increase_registers(CONSUMER_REGISTERS)
-        consume_device(grad_map, (scratch_S, out, grad_out, logsumexp_I), base, rings, group - 1, T, H, n_heads)
+        consume_device(grad_map, scratch_S, out, logsumexp_I, base, rings, group - 1, T, H, n_heads)
+
+
+def grad_query_launch(a: SimpleNamespace, sizes: SimpleNamespace, stream: object) -> Launch:
+    """Return the launch on what `common.take_backward` gave."""
+    B, T, H = sizes.B, sizes.T, sizes.H
+    grad_map, qkv_map, grad_out_map, out_map = (
+        tile_map(array, B, T).array for array in (a.grad_qkv_NE, a.qkv_NE, a.grad_out_NC, a.out_NC)
+    )
+    out = a.out_NC.reshape(a.out_NC.size)
+    arguments = (grad_map, a.scratch_S, qkv_map, grad_out_map, out_map, out, a.logsumexp_I, T, H)
+    grid = persistent_grid(B * H * ceil_div(T, QUERIES))
+    return Launch(grad_query_kernel, grid, BLOCK, arguments, stream, SHARED_BYTES)

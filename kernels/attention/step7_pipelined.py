@@ -25,7 +25,7 @@ import numpy as np
 from numba import cuda, float32, int32, uint32
 
 from kernels.accumulators import pack_accumulators, zero_words
-from kernels.attention import step4_tensor_cores as fallback
+from kernels.attention import step5_swizzled as fallback
 from kernels.attention.common import LOWEST, take_forward
 from kernels.attention.fragments import quad_sum
 from kernels.attention.hopper import (
@@ -73,8 +73,6 @@ from kernels.attention.hopper_forward import (
     produce_device,
     scores_are_there,
     store_rows_device,
-    sums_are_there,
-    zero_sums,
 )
 from kernels.attention.hopper_rows import (
     FACTOR,
@@ -82,7 +80,9 @@ from kernels.attention.hopper_rows import (
     row_maxima,
     row_sums,
     scaled_rows,
+    sums_are_there,
     weights_of_rows,
+    zero_sums,
 )
 from kernels.attention.step7_backward import attention_backward as attention_backward
 from kernels.attention.step7_backward import attention_scratch_size
