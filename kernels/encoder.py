@@ -154,7 +154,8 @@ def add_segment_device(target_C, before_end, grad_out_NC, places_N, first, end, 
     lane = cuda.threadIdx.x & 31
     c = lane * PACK
     while c < whole:
-        load_packs(sum_24, target_C, c, LANE_STRIDE, min(before_end, whole), PACKS)
+        for j in range(OWNED):
+            sum_24[j] = float32(0)
         i = first
         while i < end:
             load_packs(x_24, grad_out_NC[places_N[i]], c, LANE_STRIDE, whole, PACKS)
@@ -163,20 +164,23 @@ def add_segment_device(target_C, before_end, grad_out_NC, places_N, first, end, 
             for j in range(OWNED):
                 sum_24[j] = (sum_24[j] + x_24[j]) + y_24[j]
             i += 2
+        load_packs(x_24, target_C, c, LANE_STRIDE, min(before_end, whole), PACKS)
+        for j in range(OWNED):
+            sum_24[j] += x_24[j]
         store_packs(target_C, c, LANE_STRIDE, whole, sum_24, PACKS)
         c += TILE
     c = whole + lane
     while c < target_C.size:
-        total = target_C[c] if c < before_end else float32(0)
+        total = float32(0)
         for i in range(first, end):
             total += load(grad_out_NC[places_N[i]], c)
-        target_C[c] = total
+        target_C[c] = total + target_C[c] if c < before_end else total
         c += WARP_SIZE
 
 
 @kernel(
     "void(float32[:, ::1], float32[:, ::1], real[:, ::1], int32[::1], int32[::1], int32[::1], int32[::1], int64)",
-    launch_bounds=BLOCK,
+    launch_bounds=(BLOCK, 2),
 )
 def segment_sums_kernel(grad_token_weight_VC, partials_KC, grad_out_NC, counts_2, places_N, bounds_M, targets_N, whole):
     """A warp owns segments; a lane owns three packs of 8 channels at once."""

@@ -19,7 +19,7 @@ from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs
 from kernels.layernorm import step3_vectorized, step4_fused_residual
 from kernels.layernorm.arguments import rows_per_chunk, take_backward, take_forward, take_residual_forward
 from kernels.reduce import SUM_BLOCK, chunk_sum, warp_sum
-from kernels.registry import kernel
+from kernels.registry import REAL_DTYPES, kernel
 
 BLOCK = 256
 WARPS = BLOCK // WARP_SIZE
@@ -107,9 +107,11 @@ def _forward_kernels(packs: int) -> SimpleNamespace:
     return SimpleNamespace(forward=layernorm_forward_kernel, residual=residual_layernorm_forward_kernel)
 
 
-def _backward_kernel(packs: int) -> Callable:
-    """Make the backward kernel for rows of up to `packs` packs a lane."""
+def _backward_kernel(packs: int, held: str) -> Callable:
+    """Make the backward kernel for rows of up to `packs` packs a lane, of elements held as `held`."""
     owned = packs * PACK
+    blocks = 3 if (packs, held) == (3, "uint16") else 2  # on a multiprocessor: what the registers of a thread allow
+    row, matrix = f"{held}[::1]", f"{held}[:, ::1]"
 
     @cuda.jit(device=True)
     def write_chunk_device(scratch_S, chunk, weight_sum, bias_sum, C):
@@ -135,10 +137,9 @@ def _backward_kernel(packs: int) -> Callable:
         cuda.syncthreads()  # the sums have been read: the next chunk may overwrite them
 
     @kernel(
-        "void(real[:, ::1], float32[::1], real[:, ::1], real[:, ::1], real[::1], float32[::1], float32[::1], "
-        "int64, int64)",
-        name=f"layernorm_backward_kernel_{packs}",
-        launch_bounds=(BACKWARD_BLOCK, 3 if packs == 3 else 2),  # blocks that its registers must leave room for
+        f"void({matrix}, float32[::1], {matrix}, {matrix}, {row}, float32[::1], float32[::1], int64, int64)",
+        name=f"layernorm_backward_kernel_{packs}_{held}",
+        launch_bounds=(BACKWARD_BLOCK, blocks),
     )
     def layernorm_backward_kernel(
         grad_inp_NC, scratch_S, grad_out_NC, inp_NC, weight_C, mean_N, rstd_N, accumulate, chunk_rows
@@ -187,7 +188,7 @@ def _backward_kernel(packs: int) -> Callable:
 
 PACKS = (3, 4)  # a lane: rows of up to 768 and of up to 1024 channels
 FORWARD = {packs: _forward_kernels(packs) for packs in PACKS}
-BACKWARD = {packs: _backward_kernel(packs) for packs in PACKS}
+BACKWARD = {(packs, held): _backward_kernel(packs, held) for packs in PACKS for held in REAL_DTYPES.values()}
 
 
 @kernel("void(float32[::1], float32[::1], float32[::1], int64)", launch_bounds=SUM_BLOCK)
@@ -295,6 +296,6 @@ def layernorm_backward(
     columns = (a.grad_weight_C, a.grad_bias_C, a.scratch_S, n_chunks)
     shared_bytes = BACKWARD_WARPS * 2 * packs * LANE_STRIDE * 4
     return [
-        Launch(BACKWARD[packs], n_chunks, BACKWARD_BLOCK, rows, stream, shared_bytes),
+        Launch(BACKWARD[packs, str(a.inp_NC.dtype)], n_chunks, BACKWARD_BLOCK, rows, stream, shared_bytes),
         Launch(layernorm_finish_kernel, ceil_div(2 * sizes.C, WARP_SIZE), SUM_BLOCK, columns, stream),
     ]
