@@ -143,10 +143,10 @@ def make_grad_query_kernel(D: int, M: int, KEYS: int, blocks: int) -> TiledKerne
             cp_async_wait(0)
             cuda.syncthreads()  # this stage is there, and all have left the other one
             later = int32(s + KEYS)
-            now, next = tiles + (s & KEYS) * 4 * D, tiles + (later & KEYS) * 4 * D  # two stages in turn
+            now, ahead = tiles + (s & KEYS) * 4 * D, tiles + (later & KEYS) * 4 * D  # two stages in turn
             if later < end:
                 place = keys + later * E
-                start_stage_device(next, qkv, place, E, qkv, place + C, E, T - later, KEYS, D)
+                start_stage_device(ahead, qkv, place, E, qkv, place + C, E, T - later, KEYS, D)
             if s <= int32(mine + 16 * M - 1):  # the warp's last query sees these keys
                 visit_keys_device(
                     sums, own, own + OWN_BYTES, now, now + TILE_BYTES, logsumexp_R, delta_R, s, mine, factor
@@ -243,13 +243,12 @@ def make_grad_key_value_kernel(D: int, M: int, QUERIES: int, blocks: int) -> Til
         b, h, head, tile = place_of_block(n_heads, n_tiles, group, H)
         t = int32(tile * OWN)  # earlier queries do not see these keys
         queries, grads_out = b * T * E + h * WORDS, b * T * C + h * WORDS
-        keys, first_item = queries + C, int32(head * T)
-        thread, warp = cuda.threadIdx.x, cuda.threadIdx.x >> 5
+        keys, first_item, thread = queries + C, int32(head * T), cuda.threadIdx.x
         start_copy_device(own, qkv, keys + t * E, E, T - t, OWN, D)
         start_copy_device(own + OWN_BYTES, qkv, keys + C + t * E, E, T - t, OWN, D)
         now, x, y = tiles + (t & QUERIES) * 4 * D, queries + t * E, grads_out + t * C
         start_stage_device(now, qkv, x, E, grad_out, y, C, T - t, QUERIES, D)
-        own, mine = own + warp * WARP_BYTES, int32(t + warp * 16 * M)  # the warp's first row
+        own, mine = own + (thread >> 5) * WARP_BYTES, int32(t + (thread >> 5) * 16 * M)  # the warp's first row
         if thread < QUERIES:
             place = (t & QUERIES) + thread
             logsumexps[place], starts[place] = fetch_query_device(logsumexp_I, delta_I, first_item, t + thread, T)
@@ -259,10 +258,10 @@ def make_grad_key_value_kernel(D: int, M: int, QUERIES: int, blocks: int) -> Til
             cp_async_wait(0)
             cuda.syncthreads()  # this stage is there, and all have left the other one
             later = int32(t + QUERIES)
-            now, next = tiles + (t & QUERIES) * 4 * D, tiles + (later & QUERIES) * 4 * D  # two stages in turn
+            now, ahead = tiles + (t & QUERIES) * 4 * D, tiles + (later & QUERIES) * 4 * D  # two stages in turn
             if later < T:
                 x, y = queries + later * E, grads_out + later * C
-                start_stage_device(next, qkv, x, E, grad_out, y, C, T - later, QUERIES, D)
+                start_stage_device(ahead, qkv, x, E, grad_out, y, C, T - later, QUERIES, D)
             logsumexp, start = fetch_query_device(logsumexp_I, delta_I, first_item, later + thread, T)
             if later > mine:  # the last of these queries sees the warp's first key
                 visit_queries_device(

@@ -120,9 +120,9 @@ def make_forward_kernel(D: int, M: int, KEYS: int, blocks: int) -> TiledKernel:
             cp_async_wait(0)
             cuda.syncthreads()  # this stage is there, and all have left the other one
             later = int32(s + KEYS)
-            now, next = tiles + (s & KEYS) * 4 * D, tiles + (later & KEYS) * 4 * D  # two stages in turn
+            now, ahead = tiles + (s & KEYS) * 4 * D, tiles + (later & KEYS) * 4 * D  # two stages in turn
             if later < end:
-                start_stage_device(next, qkv, keys + later * E, E, qkv, values + later * E, E, T - later, KEYS, D)
+                start_stage_device(ahead, qkv, keys + later * E, E, qkv, values + later * E, E, T - later, KEYS, D)
             if s <= int32(mine + 16 * M - 1):  # the warp's last query sees these keys
                 clear_device(scores)
                 add_dots_device(scores, own, now, D)
@@ -137,7 +137,7 @@ def make_forward_kernel(D: int, M: int, KEYS: int, blocks: int) -> TiledKernel:
     return TiledKernel(attention_forward_kernel, OWN, OWN_BYTES + 4 * TILE_BYTES)
 
 
-FORWARD_KERNELS = {64: make_forward_kernel(64, 2, 64, 2), 128: make_forward_kernel(128, 1, 32, 3)}
+FORWARD_KERNELS = {64: make_forward_kernel(64, 2, 64, 2), 128: make_forward_kernel(128, 1, 64, 2)}
 HEAD_SIZES = tuple(FORWARD_KERNELS)
 
 

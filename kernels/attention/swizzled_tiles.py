@@ -38,8 +38,8 @@ from kernels.reduce import FULL_MASK
 WARPS = 4
 BLOCK = WARPS * WARP_SIZE
 
-TOGETHER = 1 << 16
-"""Vectors of each kind whose heads are worked on at the same time, so that tiles come from the L2 cache."""
+TOGETHER = 48 * 1024
+"""Queries of the heads that are worked on at the same time, so that tiles come from the L2 cache."""
 
 int32 = int if SIMULATED else numba.int32
 """Half the registers of Python's integers, which have 64 bits in a kernel."""
@@ -148,7 +148,7 @@ def scale_device(sums, factor):
 @cuda.jit(device=True)
 def add_dots_device(dots, own, tile, D):
     """Add the products of each of the warp's own rows, at a shared address, and each row of a tile."""
-    a = cuda.local.array((8, 2, 4), uint32)
+    a = cuda.local.array((8, 2, 4), uint32)  # by part too: a loop whose index picks registers is unrolled
     lane = cuda.threadIdx.x & 31
     own += (lane & 15) * 2 * D + ((lane >> 4 ^ lane & 7) << 4)  # (row, piece) from (0, 0), (8, 0), (0, 1), (8, 1)
     row = (lane & 7) + (lane >> 4) * 8  # from (0, 0), (0, 1), (8, 0), (8, 1)
