@@ -100,19 +100,19 @@ def produce_device(qkv_map, base, rings, T, H, n_heads):
 
 
 @cuda.jit(device=True)
-def store_rows_device(sums, total, total_8, greatest, greatest_8, out_map, logsumexp_I, box, piece, first, T):
+def store_rows_device(sums, rows, out_map, logsumexp_I, box, piece, first, T):
     """Divide the sums by the totals, and store them and the log-sum-exp of each query."""
     thread = cuda.threadIdx.x % GROUP
-    write_tile(scaled_rows(sums, reciprocal(total), reciprocal(total_8)), box, uint32(thread))
+    write_tile(scaled_rows(sums, reciprocal(rows.total), reciprocal(rows.total_8)), box, uint32(thread))
     before_store_device()
     if thread == 0:
         tma_store_3d(out_map, piece.column, first, piece.b, box)
         bulk_commit()
     query = first + own_row_device()
     if thread & 3 == 0 and query < T:
-        logsumexp_I[piece.head * T + query] = (greatest * FACTOR + log2(total)) * LN_2
+        logsumexp_I[piece.head * T + query] = (rows.greatest * FACTOR + log2(rows.total)) * LN_2
     if thread & 3 == 0 and query + 8 < T:
-        logsumexp_I[piece.head * T + query + 8] = (greatest_8 * FACTOR + log2(total_8)) * LN_2
+        logsumexp_I[piece.head * T + query + 8] = (rows.greatest_8 * FACTOR + log2(rows.total_8)) * LN_2
 
 
 def forward_launch(kernel, a: SimpleNamespace, sizes: SimpleNamespace, stream: object) -> Launch:

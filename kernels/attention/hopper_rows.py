@@ -9,6 +9,7 @@ gradients of keys and values it is the other way round.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import cuda, float32, int32
@@ -31,6 +32,15 @@ SUMS = HEAD_SIZE // 2
 zero_sums = zero_accumulators(SUMS)
 sums_are_there = wgmma_wait_for(SUMS)
 write_tile = store_bf16_box(SUMS)
+
+
+class Rows(NamedTuple):
+    """What a thread knows of the softmax of its upper and, with _8, of its lower row."""
+
+    greatest: float
+    greatest_8: float
+    total: float
+    total_8: float
 
 
 @cuda.jit(device=True)

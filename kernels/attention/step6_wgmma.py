@@ -66,6 +66,7 @@ from kernels.attention.hopper_forward import (
 )
 from kernels.attention.hopper_rows import (
     FACTOR,
+    Rows,
     hide_later_keys,
     row_maxima,
     row_sums,
@@ -106,7 +107,7 @@ def attend_device(queries, first, n, base, rings, place, is_leader):
         sums = sums_are_there(add_weighted_values(sums, pack_weights(weights), values))
         release_device(rings.empty, place, is_leader)
         place = advance_device(place, STAGES)
-    return sums, quad_sum(total), quad_sum(total_8), greatest, greatest_8, place
+    return sums, Rows(greatest, greatest_8, quad_sum(total), quad_sum(total_8)), place
 
 
 @cuda.jit(device=True)
@@ -127,11 +128,9 @@ def consume_device(out_map, logsumexp_I, base, rings, group, T, H, n_heads):
         wait_full_device(rings.own_full, own)
         if n > 0:
             queries = wgmma_descriptor(at_device(base, own, QUERY_BYTES) + TILE_BYTES * group)
-            sums, total, total_8, greatest, greatest_8, place = attend_device(
-                queries, first, n, base, rings, place, is_leader
-            )
+            sums, rows, place = attend_device(queries, first, n, base, rings, place, is_leader)
             wait_until_stored_device(is_leader)
-            store_rows_device(sums, total, total_8, greatest, greatest_8, out_map, logsumexp_I, box, piece, first, T)
+            store_rows_device(sums, rows, out_map, logsumexp_I, box, piece, first, T)
         release_device(rings.own_empty, own, is_leader)
         turn = uint32(turn + 1)
         index = index_of_turn_device(turn)

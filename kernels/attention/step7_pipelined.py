@@ -76,6 +76,7 @@ from kernels.attention.hopper_forward import (
 )
 from kernels.attention.hopper_rows import (
     FACTOR,
+    Rows,
     hide_later_keys,
     row_maxima,
     row_sums,
@@ -120,11 +121,11 @@ def pass_turn_device(group):
 
 @cuda.jit(device=True)
 def softmax_device(scores):
-    """Return weights, greatest scores and totals of the first keys that a thread's rows meet."""
+    """Return the weights of the first keys that a thread's rows meet, and what is known of these rows."""
     greatest, greatest_8 = row_maxima(scores, LOWEST, LOWEST)
     weights = weights_of_rows(scores, -greatest * FACTOR, -greatest_8 * FACTOR)
     total, total_8 = row_sums(weights, float32(0), float32(0))
-    return weights, greatest, greatest_8, total, total_8
+    return weights, Rows(greatest, greatest_8, total, total_8)
 
 
 @cuda.jit(device=True)
@@ -132,13 +133,13 @@ def last_keys_device(queries, keys, first, first_key):
     """Attend to the keys on the diagonal; of queries that begin where the keys do, only the left half counts."""
     if first == first_key:
         scores = left_scores_are_there(multiply_by_left_keys(queries, keys))
-        left, greatest, greatest_8, total, total_8 = softmax_device(hide_later_keys(scores, first, first_key))
+        left, rows = softmax_device(hide_later_keys(scores, first, first_key))
         words = pack_left_weights(left) + zero_right_weights()
     else:
         scores = scores_are_there(multiply_by_keys(queries, keys))
-        weights, greatest, greatest_8, total, total_8 = softmax_device(hide_later_keys(scores, first, first_key))
+        weights, rows = softmax_device(hide_later_keys(scores, first, first_key))
         words = pack_weights(weights)
-    return words, greatest, greatest_8, total, total_8
+    return words, rows
 
 
 @cuda.jit(device=True)
@@ -147,7 +148,7 @@ def attend_device(queries, first, n, base, rings, place, group, is_leader):
     wait_full_device(rings.first_full, place)
     keys = wgmma_descriptor(at_device(base + KEYS_AT, place, KEY_BYTES))
     n = int32(n - 1)
-    words, greatest, greatest_8, total, total_8 = last_keys_device(queries, keys, first, int32(n * KEYS))
+    words, (greatest, greatest_8, total, total_8) = last_keys_device(queries, keys, first, int32(n * KEYS))
     sums = zero_sums()
     while n > 0:
         n = int32(n - 1)
@@ -180,7 +181,7 @@ def attend_device(queries, first, n, base, rings, place, group, is_leader):
     values = wgmma_descriptor_mn(at_device(base + VALUES_AT, place, KEY_BYTES), TILE_BYTES)
     sums = add_weighted_values(sums, words, values)
     pass_turn_device(group)
-    return sums, quad_sum(total), quad_sum(total_8), greatest, greatest_8, place
+    return sums, Rows(greatest, greatest_8, quad_sum(total), quad_sum(total_8)), place
 
 
 @cuda.jit(device=True)
@@ -209,14 +210,12 @@ def consume_device(out_map, logsumexp_I, base, rings, group, T, H, n_heads):
         wait_full_device(rings.own_full, own)
         if n > 0:
             queries = wgmma_descriptor(at_device(base, own, QUERY_BYTES) + TILE_BYTES * group)
-            sums, total, total_8, greatest, greatest_8, place = attend_device(
-                queries, first, n, base, rings, place, group, is_leader
-            )
+            sums, rows, place = attend_device(queries, first, n, base, rings, place, group, is_leader)
             wait_until_stored_device(is_leader)
             sums = sums_are_there(sums)
             release_device(rings.empty, place, is_leader)
             place = advance_device(place, STAGES)
-            store_rows_device(sums, total, total_8, greatest, greatest_8, out_map, logsumexp_I, box, piece, first, T)
+            store_rows_device(sums, rows, out_map, logsumexp_I, box, piece, first, T)
         release_device(rings.own_empty, own, is_leader)
         turn = uint32(turn + 1)
         index = index_of_turn_device(turn)
