@@ -223,6 +223,8 @@ def _whole_chunks(words: SimulatedArray) -> np.ndarray:
 
 def _tma_store(words: SimulatedArray, coordinates: tuple[int, ...], from_address: int, adds: bool = False) -> None:
     box = _box(words, from_address, coordinates)
+    if min(box.starts) < 0:
+        raise SimulatorError(f"a TMA store to {box.starts}: an illegal instruction, only a load may start below 0")
     array = _whole_chunks(words)
     of_array, of_box = box.inside(array)
     from_address = int(from_address)

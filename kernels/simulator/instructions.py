@@ -7,6 +7,7 @@ rounded once; PTX leaves the order and precision of the sum to the hardware.
 
 from __future__ import annotations
 
+import math
 import struct
 
 import numpy as np
@@ -68,7 +69,10 @@ def _flush(x) -> np.float32:
 
 
 def exp2(x) -> np.float32:
-    return _flush(np.exp2(_flush(x)))
+    x = float(x)
+    if x < -126:
+        return np.float32(0)  # a subnormal result
+    return np.float32(math.inf if x >= 128 else math.exp2(x))
 
 
 def log2(x) -> np.float32:
@@ -115,6 +119,21 @@ def store_shared_float(address: int, x) -> None:
 
 def load_shared_128(address: int) -> tuple[int, ...]:
     return tuple(current_thread().block.shared.bytes_at(address, 16).view(np.uint32).tolist())
+
+
+def store_shared_32(address: int, word: int) -> None:
+    _store_words(address, (word,))
+
+
+def store_shared_64(address: int, low: int, high: int) -> None:
+    _store_words(address, (low, high))
+
+
+def _store_words(address: int, words: tuple[int, ...]) -> None:
+    shared = current_thread().block.shared
+    n_bytes = 4 * len(words)
+    shared.bytes_at(address, n_bytes).view(np.uint32)[:] = words
+    shared.note_written(slice(int(address), int(address) + n_bytes))
 
 
 def cp_async_16(address: int, source: SimulatedArray, index: int, n_bytes: int) -> None:

@@ -258,7 +258,7 @@ def store_kernel(inp, words_2, words_3, words_sum, x, y, z):
         ptx_hopper.bulk_wait(0)
 
 
-@pytest.mark.parametrize(("x", "y", "z"), [(0, 0, 0), (16, 3, 1), (-8, -2, 1)])
+@pytest.mark.parametrize(("x", "y", "z"), [(0, 0, 0), (16, 3, 1), (8, 9, 1)])
 def test_tma_store_leaves_out_what_lies_outside(x, y, z):
     box = (8, 32)
     values = RNG.standard_normal(box).astype(np.float32)
