@@ -202,7 +202,11 @@ def build_parser() -> CommandParser:
                 help=text if default is None else f"{text} (default {default})".replace("%", "%%"),
             )
     parser.add_argument("--overwrite", action="store_true", help="remove the checkpoints in -o and begin again")
-    parser.add_argument("--deterministic", action="store_true", help="on a GPU: equal results in every run, slower")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="with --backend torch on a GPU: equal results in every run, slower; numba's always are",
+    )
     _add_llmc_only_flags(parser)
     return parser
 

@@ -190,21 +190,23 @@ OPS: dict[str, Callable[[Draw], Iterator[Prepared]]] = {
 }
 
 
-def launch_all(op: str) -> dict[str, int]:
-    """Launch the production kernels of an op; return how often each kernel ran, by its name in the registry."""
+def launch_all(op: str) -> set[str]:
+    """Launch the production kernels of an op; print each at its first launch, and return their names."""
     names = {entry.function: name for name, entry in all_kernels().items()}
-    counts: dict[str, int] = {}
+    ran: set[str] = set()
     for forced in ARCHITECTURES_HERE[architecture()]:
         force_architecture(forced)
         for dtype in DTYPES:
             for prepared in OPS[op](Draw(dtype)):
                 for launch in prepared:
                     name = names[launch.kernel.py_func]
+                    if name not in ran:
+                        print(name, flush=True)
+                    ran.add(name)
                     launch()
                     cuda.synchronize()  # so that the tool's report stands behind the name of its kernel
-                    counts[name] = counts.get(name, 0) + 1
         force_architecture(None)
-    return counts
+    return ran
 
 
 def missed(op: str, ran: set[str]) -> list[str]:
@@ -230,13 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ops = parser.parse_args(argv).ops or list(OPS)
     if set(ops) - set(OPS):
         parser.error(f"unknown: {', '.join(sorted(set(ops) - set(OPS)))}")
-    where = "simulated" if SIMULATED else f"on {cuda.get_current_device().name}"
-    failures: list[str] = []
-    for op in ops:
-        counts = launch_all(op)
-        for name, count in counts.items():
-            print(f"{name}: {count} launches, {where}")
-        failures += missed(op, set(counts))
+    print(f"{', '.join(ops)}: {'simulated' if SIMULATED else f'on {cuda.get_current_device().name}'}", flush=True)
+    failures = [name for op in ops for name in missed(op, launch_all(op))]
     for name in failures:
         print(f"error: {name} did not run; add a shape that takes it", file=sys.stderr)
     return 1 if failures else 0
