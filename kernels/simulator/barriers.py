@@ -229,7 +229,9 @@ def group_collective(name: str, value: object, combine: Callable[[Values], Value
     group, rank = divmod(thread.rank, GROUP_SIZE)
     under_way = thread.block.unit(Gatherings).of_group
     key = (name, thread.call_path())
-    gathering = under_way.setdefault(group, _Gathering(key, frame_location(sys._getframe(1))))
+    if group not in under_way:
+        under_way[group] = _Gathering(key, frame_location(sys._getframe(1)))
+    gathering = under_way[group]
     if gathering.key != key:
         raise DivergenceError(
             f"{name} needs all 128 threads of warp group {group}, but {len(gathering.values)} of them are at "

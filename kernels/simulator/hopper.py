@@ -32,10 +32,7 @@ from kernels.simulator.elements import narrow, widen
 from kernels.simulator.errors import MisalignedError, SimulatorError, frame_location
 from kernels.simulator.execution import current_thread, order_is_reversed
 from kernels.simulator.memory import POISON, SimulatedArray
-
-CHUNK = 16
-"""Bytes that TMA and the swizzle move as a whole."""
-
+from kernels.simulator.shared import CHUNK
 
 # ---- boxes ---------------------------------------------------------------------------------------------------------
 

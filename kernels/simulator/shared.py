@@ -26,6 +26,9 @@ STATIC_SHARED_LIMIT = 48 * 1024
 DYNAMIC_SHARED_LIMIT = 227 * 1024
 """Bytes of shared memory that a block of a Hopper GPU may ask for at launch; 163 KiB on an A100."""
 
+CHUNK = 16
+"""Bytes that copies and products move as a whole: of a smaller, aligned access they touch all bytes or none."""
+
 _WINDOW_ALIGNMENT = 1024
 _ASYNC_ALIGNMENT = 128
 
@@ -58,7 +61,7 @@ class Claims:
 
     def find(self, where: slice | np.ndarray) -> str | None:
         """Return what claims any of the bytes at these addresses, or None."""
-        if not self.under_way or not self._n_claims[where].any():
+        if not self.under_way or not np.any(self._n_claims[where.start if _is_small(where) else where]):
             return None
         for claim in self.under_way:
             claimed = np.zeros(self._n_claims.size, bool)
@@ -171,17 +174,17 @@ class SharedMemory:
         if self._copy_of is None:
             return
         seen = self._running().seen if seen is None else seen
-        numbers = self._copy_of[where]
-        first, last = int(numbers.min()), int(numbers.max())
-        for number in [last] if first == last else np.unique(numbers).tolist():
-            if number == 0:
-                continue
-            barrier, phase = self._copies[number - 1]
+        for barrier, phase in self._copies_at(where):
             if seen.get(barrier, -1) < phase:
                 raise SimulatorError(
                     f"this shared memory was filled by a copy that counts at the barrier at {barrier}, but the thread "
                     f"neither waited for phase {phase} of it nor met one that did"
                 )
+
+    def _copies_at(self, where: slice | np.ndarray) -> list[tuple[int, int]]:
+        """Return the barrier and the phase of each copy that brought any of these bytes."""
+        numbers = [int(self._copy_of[where.start])] if _is_small(where) else np.unique(self._copy_of[where])
+        return [self._copies[number - 1] for number in numbers if number]
 
     def check_free(self, where: slice | np.ndarray) -> None:
         """Refuse to overwrite bytes that a product or a store is about to read."""
@@ -266,6 +269,10 @@ class SharedArray(SimulatedArray):
         first = self._shared.address(self, 0)
         first += sum(i * stride for i, stride in zip(indices, self.data.strides, strict=True))
         return slice(first, first + self.itemsize)
+
+
+def _is_small(where: slice | np.ndarray) -> bool:
+    return type(where) is slice and where.stop - where.start <= CHUNK
 
 
 def _aligned_bytes(n_bytes: int) -> np.ndarray:

@@ -19,15 +19,19 @@ NOTHING: Seen = {}
 
 
 def merged(several: Iterable[Seen]) -> Seen:
-    """Return what was seen by any."""
+    """Return what was seen by any; one of the given objects if it has it all, so that threads go on to share it."""
     different = {id(seen): seen for seen in several if seen}
-    if len(different) <= 1:
-        return next(iter(different.values()), NOTHING)
-    together: Seen = {}
+    together = NOTHING
     for seen in different.values():
-        for address, phase in seen.items():
-            together[address] = max(phase, together.get(address, phase))
+        if _covers(seen, together):
+            together = seen
+        elif not _covers(together, seen):
+            together = {**together, **{at: max(phase, together.get(at, phase)) for at, phase in seen.items()}}
     return together
+
+
+def _covers(seen: Seen, other: Seen) -> bool:
+    return all(seen.get(address, -1) >= phase for address, phase in other.items())
 
 
 def tell_each_other(threads: list[SimulatedThread]) -> None:
