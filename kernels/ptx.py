@@ -176,6 +176,19 @@ def load_shared_128(typing_context, address):
 
 
 @instruction
+def store_shared_32(typing_context, address, word):
+    """Store a word at a shared address, a multiple of 4 [Data Movement: st.shared]."""
+    return types.void(types.uint32, types.uint32), on_registers("st.shared.u32 [$0], $1;", "", "rr", effects=True)
+
+
+@instruction
+def store_shared_64(typing_context, address, low, high):
+    """Store two words at a shared address, a multiple of 8 [Data Movement: st.shared.v2]."""
+    text = "st.shared.v2.u32 [$0], {$1, $2};"
+    return types.void(types.uint32, types.uint32, types.uint32), on_registers(text, "", "rrr", effects=True)
+
+
+@instruction
 def cp_async_16(typing_context, address, source, index, n_bytes):
     """Start to copy 16 bytes from element `index` of a global array to a shared address.
 

@@ -6,9 +6,12 @@ matrix, those that step 11 falls back on.
 
 from kernels.matmul import (
     step1_naive,
-    step2_shared_tiles,
-    step3_register_tiles,
-    step4_tensor_cores,
+    step2_coalesced,
+    step3_shared_tiles,
+    step4_register_tiles,
+    step5_tensor_cores,
+    step6_swizzle,
+    step7_multistage,
     step8_wgmma,
     step9_tma_ring,
     step10_warp_specialization,
@@ -19,9 +22,12 @@ from kernels.matmul.step11_hidden_epilogue import matmul_forward, matmul_grad_in
 
 LADDER = [
     step1_naive,
-    step2_shared_tiles,
-    step3_register_tiles,
-    step4_tensor_cores,
+    step2_coalesced,
+    step3_shared_tiles,
+    step4_register_tiles,
+    step5_tensor_cores,
+    step6_swizzle,
+    step7_multistage,
     step8_wgmma,
     step9_tma_ring,
     step10_warp_specialization,

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kernels.gelu import gelu_backward, gelu_forward
-from kernels.launch import Launch, launcher, take
+from kernels.launch import Launch, address, launcher, take
 from kernels.residual import residual_forward
 
 SIGNATURES = (
@@ -28,6 +28,13 @@ SIGNATURES = (
     "void(float32[::1], uint16[::1], uint16[::1], uint16[::1], int64, int64, int64, int64, int64, int64, int64)",
 )
 """Of every kernel: the output is of the dtype of the operands, or float32 for the gradient of a bfloat16 weight."""
+
+
+LAYOUTS = {"forward": (True, True), "grad_input": (True, False), "grad_weight": (False, False)}
+"""Whether the terms of `a` and of `b` lie contiguous, by the product that has it so."""
+
+OUTPUTS = {"forward": "uint16", "grad_input": "uint16", "grad_weight": "float32"}
+"""The dtype of the output when the operands are bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,23 @@ class Product:
         layout = (int(self.a_k_contiguous), int(self.b_k_contiguous))
         arrays = (self.out, self.a, self.b, self.bias if has_bias else self.a)
         return (*arrays, self.I, self.J, self.K, *layout, int(has_bias), int(self.accumulate))
+
+
+def layout_of(product: Product) -> str:
+    """Return the key of `LAYOUTS` for a product."""
+    return next(name for name, kind in LAYOUTS.items() if kind == (product.a_k_contiguous, product.b_k_contiguous))
+
+
+def in_pieces(array, length: int) -> bool:
+    """Tell whether every row of `length` elements of a flat array consists of whole, aligned pieces of 16 bytes."""
+    return address(array) % 16 == 0 and length * array.dtype.itemsize % 16 == 0
+
+
+def takes_pieces(product: Product) -> bool:
+    """Tell whether both operands are bfloat16 whose rows can be moved in pieces of 16 bytes."""
+    a_row = product.K if product.a_k_contiguous else product.I
+    b_row = product.K if product.b_k_contiguous else product.J
+    return str(product.a.dtype) == "uint16" and in_pieces(product.a, a_row) and in_pieces(product.b, b_row)
 
 
 Step = Callable[[Product, object], list[Launch]]

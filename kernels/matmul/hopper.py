@@ -15,9 +15,8 @@ from numba import cuda
 
 from kernels.architecture import architecture
 from kernels.elements import load, store
-from kernels.launch import address
-from kernels.matmul import step4_tensor_cores
-from kernels.matmul.common import Product
+from kernels.matmul import step7_multistage
+from kernels.matmul.common import LAYOUTS, OUTPUTS, Product, layout_of, takes_pieces
 from kernels.ptx_hopper import mbarrier_expect, tma_load_2d
 from kernels.tensor_map import TensorMap
 from kernels.tuples import each_pair
@@ -29,33 +28,17 @@ BOX = 64  # rows, and columns of bfloat16
 BOX_BYTES = BOX * ROW_BYTES
 WARP_GROUP = 128
 
-LAYOUTS = {"forward": (True, True), "grad_input": (True, False), "grad_weight": (False, False)}
-"""Whether the terms of `a` and of `b` lie contiguous, by the product that has it so."""
-
-OUTPUTS = {"forward": "uint16", "grad_input": "uint16", "grad_weight": "float32"}
-
-
-portable_step = step4_tensor_cores.step
+portable_step = step7_multistage.step
 """What does the products that TMA cannot, and all of them on other GPUs."""
 
 
 # ---- on the host ---------------------------------------------------------------------------------------------------
 
 
-def layout_of(product: Product) -> str:
-    """Return the key of `LAYOUTS` for a product."""
-    return next(name for name, kind in LAYOUTS.items() if kind == (product.a_k_contiguous, product.b_k_contiguous))
-
-
 def takes_tma(product: Product) -> bool:
     """Tell whether the Hopper steps can do a product: on such a GPU, bfloat16, and rows that TMA can read."""
-    contiguous = (
-        product.K if product.a_k_contiguous else product.I,
-        product.K if product.b_k_contiguous else product.J,
-    )
-    aligned = address(product.a) % 16 == 0 and address(product.b) % 16 == 0
-    is_bf16 = str(product.a.dtype) == "uint16" and str(product.out.dtype) == OUTPUTS[layout_of(product)]
-    return architecture() == "sm_90a" and is_bf16 and aligned and not any(size % 8 for size in contiguous)
+    known = str(product.out.dtype) == OUTPUTS[layout_of(product)]
+    return architecture() == "sm_90a" and known and takes_pieces(product)
 
 
 def matrix_map(array, rows: int, columns: int, box: tuple[int, int]) -> TensorMap:

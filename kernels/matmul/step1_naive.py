@@ -1,6 +1,7 @@
 """Matrix product, step 1: one thread an output, straight from global memory.
 
-Each element of both operands is read once for every output that needs it. Flat arrays: I rows, J columns, K terms.
+Neighbouring threads take outputs below one another, as one would count down a column. So a warp reads and writes where
+each thread is a whole row apart from the next. Flat arrays: I rows, J columns, K terms.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ def matmul_kernel(out, a, b, bias, I, J, K, a_k_contiguous, b_k_contiguous, has_
     b_row, b_column = (1, K) if b_k_contiguous else (J, 1)
     index = cuda.grid(1)
     while index < I * J:
-        i, j = index // J, index % J
+        i, j = index % I, index // I
         total = float32(0)
         for k in range(K):
             total += load(a, i * a_row + k * a_column) * load(b, k * b_row + j * b_column)
         if has_bias:
             total += load(bias, j)
         if accumulate:
-            total += load(out, index)
-        store(out, index, total)
+            total += load(out, i * J + j)
+        store(out, i * J + j, total)
         index += cuda.gridsize(1)
 
 

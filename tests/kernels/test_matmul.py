@@ -17,8 +17,11 @@ from kernels.matmul import (
     matmul_grad_input,
     matmul_grad_weight,
     reference,
-    step3_register_tiles,
-    step4_tensor_cores,
+    slices,
+    step4_register_tiles,
+    step5_tensor_cores,
+    step6_swizzle,
+    step7_multistage,
     step8_wgmma,
     step9_tma_ring,
     step10_warp_specialization,
@@ -34,10 +37,12 @@ def by_name(steps) -> list:
     return [pytest.param(step, id=step.__name__.rpartition(".")[2]) for step in steps]
 
 
-STEPS = by_name(step for step in LADDER if step not in HOPPER_LADDER)
+TENSOR_CORE_LADDER = [step5_tensor_cores, step6_swizzle, step7_multistage]
+STEPS = by_name(LADDER[:4])
+TENSOR_CORE_STEPS = by_name(TENSOR_CORE_LADDER)
 HOPPER_STEPS = by_name(HOPPER_LADDER)
 SHAPES = [(1, 1, 1), (5, 19, 7), (35, 3, 18)]  # M, N, K
-TENSOR_CORE_SHAPES = [(8, 24, 40), (136, 8, 16), (16, 8, 136)]
+TENSOR_CORE_SHAPES = [(8, 24, 40), (72, 24, 136)]
 
 
 def random_case(shape, dtype):
@@ -55,24 +60,28 @@ def check(result, formula, arguments, dtype, before=0.0) -> None:
     assert host.max_error(result, expected) <= max(bound, 4 * host.EPSILON["float32"] * terms.max())
 
 
-def check_all_products(step, shape, dtype, execute) -> None:
+def check_all_products(step, shape, dtype, execute, options=(True, False)) -> None:
+    """Run the three products, with bias and `+=` or without both, into memory that goes on behind the output."""
     inp, weight, bias, grad_out = random_case(shape, dtype)
     d_inp, d_weight, d_bias, d_grad_out = (host.to_device(x, dtype) for x in (inp, weight, bias, grad_out))
-    before = np.full_like(weight, 0.5), np.full_like(inp, 0.25)
-    out, grad_inp = host.to_device(grad_out, dtype), host.to_device(before[1], dtype)
-    grad_weight = host.to_device(before[0], "float32")
-    check(execute(step.matmul_forward.prepare(out, d_inp, d_weight, d_bias), out),
-          reference.matmul_forward, (inp, weight, bias), dtype)  # fmt: skip
-    check(execute(step.matmul_forward.prepare(out, d_inp, d_weight), out),
-          reference.matmul_forward, (inp, weight), dtype)  # fmt: skip
-    check(execute(step.matmul_grad_weight.prepare(grad_weight, d_grad_out, d_inp), grad_weight),
-          reference.matmul_grad_weight, (grad_out, inp), "float32", before[0])  # fmt: skip
-    check(execute(step.matmul_grad_weight.prepare(grad_weight, d_grad_out, d_inp, accumulate=False), grad_weight),
-          reference.matmul_grad_weight, (grad_out, inp), "float32")  # fmt: skip
-    check(execute(step.matmul_grad_input.prepare(grad_inp, d_grad_out, d_weight, accumulate=True), grad_inp),
-          reference.matmul_grad_input, (grad_out, weight), dtype, before[1])  # fmt: skip
-    check(execute(step.matmul_grad_input.prepare(grad_inp, d_grad_out, d_weight), grad_inp),
-          reference.matmul_grad_input, (grad_out, weight), dtype)  # fmt: skip
+
+    def run(prepare, wanted_shape, out_dtype, before, *arguments) -> np.ndarray:
+        canary, size = 64, int(np.prod(wanted_shape))
+        whole = host.to_device(np.full(size + canary, before), out_dtype)
+        out = whole[:size].reshape(wanted_shape)
+        result = execute(prepare(out, *arguments), out)
+        assert (host.values(whole)[size:] == before).all(), "written past the end"
+        return result
+
+    for more in options:
+        before = 0.25 if more else 0.0
+        biases, d_biases = ([bias], [d_bias]) if more else ([], [])
+        result = run(step.matmul_forward.prepare, grad_out.shape, dtype, 0.25, d_inp, d_weight, *d_biases)
+        check(result, reference.matmul_forward, (inp, weight, *biases), dtype)
+        result = run(step.matmul_grad_weight.prepare, weight.shape, "float32", 0.25, d_grad_out, d_inp, more)
+        check(result, reference.matmul_grad_weight, (grad_out, inp), "float32", before)
+        result = run(step.matmul_grad_input.prepare, inp.shape, dtype, 0.25, d_grad_out, d_weight, more)
+        check(result, reference.matmul_grad_input, (grad_out, weight), dtype, before)
 
 
 def execute_once(prepared, out) -> np.ndarray:
@@ -84,20 +93,42 @@ def execute_once(prepared, out) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("step", STEPS)
 def test_products(step, shape, dtype):
-    check_all_products(step, shape, dtype, execute_once)
+    check_all_products(step, shape, dtype, execute_once, options=[shape == SHAPES[1]])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_of_any_size_on_tensor_cores(shape):
+    check_all_products(step5_tensor_cores, shape, "bfloat16", execute_once)
 
 
 @pytest.mark.parametrize("shape", TENSOR_CORE_SHAPES)
-def test_products_on_tensor_cores(shape):
-    check_all_products(step4_tensor_cores, shape, "bfloat16", execute_once)
+@pytest.mark.parametrize("step", TENSOR_CORE_STEPS)
+def test_products_on_tensor_cores(step, shape):
+    check_all_products(step, shape, "bfloat16", execute_once, options=[shape == TENSOR_CORE_SHAPES[1]])
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, *TENSOR_CORE_STEPS])
 def test_products_have_the_same_bits_every_way(step, run_every_way):
-    shape = (136, 8, 72) if step is step4_tensor_cores else (70, 5, 18)  # several blocks and stages
+    shape = (136, 8, 40) if step in TENSOR_CORE_LADDER else (70, 5, 18)  # several blocks and stages
     inp, weight, bias, _ = (host.to_device(x, "bfloat16") for x in random_case(shape, "bfloat16"))
     out = host.to_device(np.zeros(shape[:2]), "bfloat16")
     run_every_way(step.matmul_forward.prepare(out, inp, weight, bias), out)
+
+
+def test_slices_are_added_in_a_fixed_order(run_every_way, monkeypatch):
+    shape = (200, 8, 136)  # four stages in two slices: the ring goes round
+    monkeypatch.setattr(step7_multistage, "slices_of", lambda *_: 2)
+    inp, _, _, grad_out = random_case(shape, "bfloat16")
+    grad_weight = host.to_device(np.full(shape[1:], 0.5), "float32")
+    arguments = [host.to_device(x, "bfloat16") for x in (grad_out, inp)]
+    (result,) = run_every_way(step7_multistage.matmul_grad_weight.prepare(grad_weight, *arguments), grad_weight)
+    check(result, reference.matmul_grad_weight, (grad_out, inp), "float32", 0.5)
+
+
+def test_slices_fill_the_places_of_a_gpu():
+    assert slices.slices_of(tiles=18, stages=1024, places=132) == 7  # 126 of 132 places busy
+    assert slices.slices_of(tiles=1179, stages=1024, places=132) == 1  # nearly nine full rounds
+    assert slices.slices_of(tiles=1, stages=1, places=132) == 1  # there is nothing to cut
 
 
 @pytest.fixture
@@ -158,9 +189,11 @@ def test_epilogues(shape, dtype, hopper):
     check_second(grad_inp, lambda x: elementwise.gelu_backward(x, inp), reference.matmul_grad_input(grad_out, weight))
 
 
-def test_slices_of_the_weight_gradient_take_turns(hopper, monkeypatch, run_every_way):
+@pytest.mark.parametrize("multiprocessors", [1, 4], ids=["in turns", "apart"])
+def test_slices_of_the_weight_gradient(multiprocessors, hopper, monkeypatch, run_every_way):
     shape = M, N, K = 72, 136, 8  # two tiles; two stages, a slice each
     monkeypatch.setattr(weight_gradient, "slices_of", lambda *_: 2)
+    monkeypatch.setattr(weight_gradient, "n_multiprocessors", lambda: multiprocessors)
     inp, _, _, grad_out = random_case(shape, "bfloat16")
     grad_weight = host.to_device(np.full((N, K), 0.5), "float32")
     prepared = matmul_grad_weight.prepare(grad_weight, *(host.to_device(x, "bfloat16") for x in (grad_out, inp)))
@@ -190,16 +223,17 @@ def test_hopper_steps_leave_to_others_what_tma_cannot_move(step, hopper):
         assert kernel_of(*case) not in step.KERNELS.values()
 
 
-def test_tensor_cores_are_used_when_the_shape_allows_it(portable):
+def test_each_shape_gets_the_best_step_that_takes_it(portable):
     def kernel_of(shape, dtype, offset=0):
         inp, weight, *_ = (host.to_device(x, dtype) for x in random_case(shape, dtype))
         flat = host.to_device(np.zeros(inp.size + 8), dtype)[offset : offset + inp.size]
         out = host.to_device(np.zeros((shape[0], shape[1])), dtype)
         return matmul_forward.prepare(out, flat.reshape(shape[0], shape[2]), weight)[0].kernel
 
-    assert kernel_of((3, 5, 16), "bfloat16") is step4_tensor_cores.matmul_kernel
-    for case in [((3, 5, 16), "float32"), ((3, 5, 12), "bfloat16"), ((3, 5, 16), "bfloat16", 1)]:
-        assert kernel_of(*case) is step3_register_tiles.matmul_kernel
+    assert kernel_of((3, 5, 16), "bfloat16") is step7_multistage.KERNELS["forward"]
+    for case in [((3, 5, 12), "bfloat16"), ((3, 5, 16), "bfloat16", 1)]:
+        assert kernel_of(*case) is step5_tensor_cores.KERNELS["uint16"]
+    assert kernel_of((3, 5, 16), "float32") is step4_register_tiles.matmul_kernel
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

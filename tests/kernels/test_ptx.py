@@ -135,6 +135,23 @@ def test_shared_memory_by_address():
     np.testing.assert_array_equal(words, inp.view(np.uint32))
 
 
+def test_words_of_shared_memory_by_address():
+    @cuda.jit
+    def kernel(out, inp):
+        tile = cuda.shared.array(96, uint32, 16)
+        t = cuda.threadIdx.x
+        ptx.store_shared_32(ptx.shared_address(tile, t), inp[t])
+        ptx.store_shared_64(ptx.shared_address(tile, 32 + 2 * t), inp[t], inp[31 - t])
+        cuda.syncthreads()
+        for i in range(3):
+            out[3 * t + i] = tile[3 * t + i]
+
+    inp = RNG.integers(0, 2**32, 32, dtype=np.uint32)
+    out, _ = run(kernel, 32, np.zeros(96, np.uint32), inp)
+    np.testing.assert_array_equal(out[:32], inp)
+    np.testing.assert_array_equal(out[32:].reshape(32, 2), np.stack([inp, inp[::-1]], axis=1))
+
+
 def test_128_bit_loads_and_stores():
     @cuda.jit
     def kernel(out, out_streaming, inp):

@@ -1,4 +1,4 @@
-"""Matrix product, step 2: a block keeps 16 x 16 tiles of both operands in shared memory.
+"""Matrix product, step 3: a block keeps 16 x 16 tiles of both operands in shared memory.
 
 Each element read from global memory now serves 16 outputs. Flat arrays: I rows, J columns, K terms.
 """
