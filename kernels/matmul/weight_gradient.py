@@ -2,10 +2,14 @@
 
 With 65,536 rows a tile is a long sum, and there are fewer tiles than multiprocessors, or just too many for one round.
 So the terms are cut into slices, and a tile and a slice are one piece of work. Pieces of one slice run side by side,
-since they share what they read. All pieces of a tile add to the output itself, and they take turns: a counter a tile
-says whose turn it is. So the order of each sum is fixed, there is no scratch memory, and as slices mostly end one after
-the other, waiting is rare. A block waits only for pieces that were begun before its own, so all end: there are no more
-blocks than multiprocessors. Flat arrays: I rows, J columns, K terms.
+since they share what they read. How the pieces of a tile become one sum, always in the same order, depends:
+
+- In several rounds they mostly end one after the other. They take turns to add to the output itself; a counter a tile
+  says whose turn it is. There is no scratch memory, and waiting is rare. A block waits only for pieces that were begun
+  before its own, so all end: there are no more blocks than multiprocessors.
+- In one round they all end together and would stand in a queue. Each stores its part apart, and a second kernel adds.
+
+Flat arrays: I rows, J columns, K terms.
 """
 
 from __future__ import annotations
@@ -53,6 +57,7 @@ from kernels.matmul.pipeline import (
     start_block_device,
     tile_place_device,
 )
+from kernels.matmul.slices import partial_sums, sum_slices
 from kernels.ptx_hopper import (
     barrier_sync,
     bulk_commit,
@@ -64,12 +69,14 @@ from kernels.ptx_hopper import (
     mbarrier_arrive_if,
     tma_reduce_add_2d,
     tma_store_2d,
+    tma_store_3d,
     warp_uniform,
 )
 from kernels.registry import kernel
+from kernels.tensor_map import TensorMap
 from kernels.wgmma import wgmma_wait_for
 
-SIGNATURE = "void(uint64[::1], uint64[::1], uint64[::1], int32[::1], int64, int64, int64, int64, int64)"
+SIGNATURE = "void(uint64[::1], uint64[::1], uint64[::1], int32[::1], int64, int64, int64, int64, int64, int64)"
 
 BOX_J = ROW_BYTES // 4  # columns of a box of float32
 zeros = zero_accumulators(ACCUMULATORS)
@@ -103,7 +110,7 @@ def store_box_device(box, acc, place, thread):
 
 
 @cuda.jit(device=True)
-def add_tile_device(acc, staging, thread, number, map_out, i, j, adds, turns, turn, index):
+def add_tile_device(acc, staging, thread, number, map_out, i, j, adds, turns, turn, index, apart):
     """Add a consumer's part of a tile to the output, or store it, when it is its slice's turn; TMA goes on alone."""
     box = 0
     while box < TILE_J // BOX_J:
@@ -115,11 +122,13 @@ def add_tile_device(acc, staging, thread, number, map_out, i, j, adds, turns, tu
         fence_async_shared()
         barrier_sync(number, WARP_GROUP)  # all have written their part
         if thread == 0:
-            if box == 0:
+            if box == 0 and not apart:
                 while cuda.atomic.add(turns, turn, 0) != index:  # until the slices before this one have been added
                     pass
                 cuda.threadfence()
-            if adds:
+            if apart:
+                tma_store_3d(map_out, j + box * BOX_J, i, index, place)
+            elif adds:
                 tma_reduce_add_2d(map_out, j + box * BOX_J, i, place)
             else:
                 tma_store_2d(map_out, j + box * BOX_J, i, place)
@@ -128,15 +137,16 @@ def add_tile_device(acc, staging, thread, number, map_out, i, j, adds, turns, tu
 
 
 @cuda.jit(device=True)
-def pass_turn_device(turns, turn, index, slices):
+def pass_turn_device(turns, turn, index, slices, apart):
     """Let the next slice add when this one is in memory; the last leaves the counter at zero for the next launch."""
     bulk_wait(0)
-    cuda.threadfence()
-    cuda.atomic.exch(turns, turn, index + 1 if index + 1 < slices else 0)
+    if not apart:
+        cuda.threadfence()
+        cuda.atomic.exch(turns, turn, index + 1 if index + 1 < slices else 0)
 
 
 @kernel(SIGNATURE, architectures=("sm_90a",), launch_bounds=(BLOCK, 1))
-def grad_weight_kernel(map_a, map_b, map_out, turns, I, J, K, slices, accumulate):  # noqa: E741
+def grad_weight_kernel(map_a, map_b, map_out, turns, I, J, K, slices, apart, accumulate):  # noqa: E741
     """A block owns one slice of 128 x 256 outputs at a time; warp group 0 produces, 1 and 2 consume."""
     base = start_block_device()
     warp_group = warp_uniform(cuda.threadIdx.x // WARP_GROUP)
@@ -161,7 +171,7 @@ def grad_weight_kernel(map_a, map_b, map_out, turns, I, J, K, slices, accumulate
             while step < n_steps:
                 acc = multiply_stage_device(acc, base, consumer, used + step, step, leader if step else 0)
                 if owes and (step == 1 or step == n_steps - 1):  # under the products of the next piece
-                    pass_turn_device(turns, turn, index, slices)
+                    pass_turn_device(turns, turn, index, slices, apart)
                     owes = 0
                 step += 1
             used += n_steps
@@ -171,11 +181,12 @@ def grad_weight_kernel(map_a, map_b, map_out, turns, I, J, K, slices, accumulate
             mbarrier_arrive_if(base + EMPTY_AT + 8 * ((used - 1) & IN_RING), leader)
             turn = tile * CONSUMERS + consumer
             adds = accumulate or index > 0
-            add_tile_device(acc, staging, thread, warp_group, map_out, i + consumer * 64, j, adds, turns, turn, index)
+            i += consumer * 64
+            add_tile_device(acc, staging, thread, warp_group, map_out, i, j, adds, turns, turn, index, apart)
             owes = leader
             item += cuda.gridDim.x
         if owes:
-            pass_turn_device(turns, turn, index, slices)
+            pass_turn_device(turns, turn, index, slices, apart)
 
 
 MAX_SLICES = 24
@@ -208,9 +219,15 @@ def step(product: Product, stream: object) -> list[Launch]:
         return portable_step(product, stream)
     tiles = n_tiles(product)
     slices = slices_of(tiles, product.K, n_multiprocessors())
-    maps = [*operand_maps(product, TILE_I, TILE_J), matrix_map(product.out, product.I, product.J, (BOX, BOX_J))]
-    arrays = [tensor_map.array for tensor_map in maps]
-    turns = _turns(tiles * CONSUMERS, stream)
-    sizes = (product.I, product.J, product.K, slices, int(product.accumulate))
+    apart = 1 < slices and tiles * slices <= n_multiprocessors()
+    if apart:
+        out = partial_sums(slices * product.I * product.J, stream)
+        map_out = TensorMap(out.reshape(slices, product.I, product.J), (1, BOX, BOX_J))
+    else:
+        map_out = matrix_map(product.out, product.I, product.J, (BOX, BOX_J))
+    maps = [*operand_maps(product, TILE_I, TILE_J), map_out]
+    sizes = (product.I, product.J, product.K, slices, int(apart), int(product.accumulate))
+    arguments = (*(tensor_map.array for tensor_map in maps), _turns(tiles * CONSUMERS, stream), *sizes)
     grid = min(n_multiprocessors(), tiles * slices)
-    return [Launch(grad_weight_kernel, grid, BLOCK, (*arrays, turns, *sizes), stream, SHARED_BYTES)]
+    launches = [Launch(grad_weight_kernel, grid, BLOCK, arguments, stream, SHARED_BYTES)]
+    return launches + ([sum_slices(product.out, out, slices, product.accumulate, stream)] if apart else [])
