@@ -122,12 +122,16 @@ def step_parts(run: Run) -> list[Part]:
     passes = engine.recorded_passes(settings.micro_batch, settings.seq_len, run.n_micro_steps, RecordingPasses)
     passes.micro_step(1.0)
     passes.embedding_gradient()
-    n = engine.flat_parameters.numel()
-    bf16_bytes = 2 if engine.dtype == "bf16" else 0
+    return whole_step(passes.parts, run.n_micro_steps, engine.flat_parameters.numel(), engine.dtype)
+
+
+def whole_step(micro_step: list[Part], n_micro_steps: int, n: int, dtype: str) -> list[Part]:
+    """Return the parts of a step of `n` parameters: its beginning, each micro-step's parts, the norm and the update."""
+    bf16_bytes = 2 if dtype == "bf16" else 0
     start = [Part("zero", Work(n_bytes=4 * n)), Part("zero", Work())]
     end = [Part("total", Work())] * 2 + [Part("global_norm", Work(n_bytes=4 * n)), Part("global_norm", Work())]
     end += [Part("adamw_update", Work(n_bytes=(28 + bf16_bytes) * n))]
-    return start + passes.parts * run.n_micro_steps + end
+    return start + micro_step * n_micro_steps + end
 
 
 def rows_of(
