@@ -126,12 +126,14 @@ def consume_device(out_map, logsumexp_I, base, rings, group, T, H, n_heads):
         place = pass_over_device(n_of_block - n, rings, place, STAGES, is_leader)
         own = own_place_device(turn)
         wait_full_device(rings.own_full, own)
-        if n > 0:
+        if n == 0:
+            release_device(rings.own_empty, own, is_leader)
+        else:
             queries = wgmma_descriptor(at_device(base, own, QUERY_BYTES) + TILE_BYTES * group)
             sums, rows, place = attend_device(queries, first, n, base, rings, place, is_leader)
+            release_device(rings.own_empty, own, is_leader)  # the queries have been multiplied by all keys
             wait_until_stored_device(is_leader)
             store_rows_device(sums, rows, out_map, logsumexp_I, box, piece, first, T)
-        release_device(rings.own_empty, own, is_leader)
         turn = uint32(turn + 1)
         index = index_of_turn_device(turn)
     if is_leader:

@@ -211,9 +211,12 @@ def consume_device(grad_map, base, rings, group, T, H, n_heads):
         place = pass_over_device(not_seen, rings, place, STAGES, is_leader)
         own = own_place_device(turn)
         wait_full_device(rings.own_full, own)
-        if first < T:
+        if first >= T:
+            release_device(rings.own_empty, own, is_leader)
+        else:
             own_tiles = at_device(base, own, KEY_BYTES) + TILE_BYTES * group
             grad_key, grad_value, place = sum_grads_device(own_tiles, first, T, base, rings, place, is_leader)
+            release_device(rings.own_empty, own, is_leader)  # only queries and gradients are still being read
             wait_until_stored_device(is_leader)
             grad_key, grad_value = sums_are_there(grad_key), sums_are_there(grad_value)
             release_device(rings.empty, place, is_leader)
@@ -226,7 +229,6 @@ def consume_device(grad_map, base, rings, group, T, H, n_heads):
                 tma_store_3d(grad_map, column, first, piece.b, box)
                 tma_store_3d(grad_map, column + H * HEAD_SIZE, first, piece.b, box + TILE_BYTES)
                 bulk_commit()
-        release_device(rings.own_empty, own, is_leader)
         turn = uint32(turn + 1)
         index = index_of_turn_device(turn)
     if is_leader:

@@ -239,7 +239,9 @@ def consume_device(grad_map, scratch_S, out, logsumexp_I, base, rings, group, T,
         place = pass_over_device(n_of_block - n, rings, place, STAGES, is_leader)
         own = own_place_device(turn)
         wait_full_device(rings.own_full, own)
-        if n > 0:
+        if n == 0:
+            release_device(rings.own_empty, own, is_leader)
+        else:
             queries = at_device(base, own, QUERY_BYTES) + TILE_BYTES * group
             operands = wgmma_descriptor(queries), wgmma_descriptor(queries + GRADS_AT)
             sums = zero_sums()
@@ -253,6 +255,7 @@ def consume_device(grad_map, scratch_S, out, logsumexp_I, base, rings, group, T,
             )
             wait_until_stored_device(is_leader)
             sums = sums_are_there(sums)
+            release_device(rings.own_empty, own, is_leader)
             release_device(rings.empty, place, is_leader)
             place = advance_device(place, STAGES)
             box = warp_uniform(base + OUT_AT + TILE_BYTES * group)  # not before: registers are short in the loop
@@ -261,7 +264,6 @@ def consume_device(grad_map, scratch_S, out, logsumexp_I, base, rings, group, T,
             if is_leader:
                 tma_store_3d(grad_map, piece.column, first, piece.b, box)
                 bulk_commit()
-        release_device(rings.own_empty, own, is_leader)
         turn = uint32(turn + 1)
         index = index_of_turn_device(turn)
     if is_leader:
