@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drawing import DIM, GREEN, INK, LIT, PALE, QUIET, YELLOW, arrow, box, drawing, frame, named_box, text_at
+from drawing import DIM, GREEN, INK, LIT, PALE, QUIET, YELLOW, arrow, box, drawing, frame, named_box, text_at, timeline
 
 N_TILES = 6
 
@@ -104,7 +104,26 @@ def registers_figure() -> str:
     return drawing(198, "Of each 8 columns lane 5 holds 2 and 3 of row 1, in the result and in the operand", shapes)
 
 
+def pingpong_figure() -> str:
+    """Draw three consumers that take turns: while one multiplies, the others take exponentials."""
+    unit = 52
+    shapes = []
+    for consumer in range(3):
+        bars, start = [], consumer * unit
+        while start < 8 * unit:
+            bars.append((start, unit, "multiply", GREEN))
+            rest = min(2 * unit, 8 * unit - start - unit)
+            if rest > 0:
+                bars.append((start + unit, rest, "exponentials" if rest > unit else "exp", YELLOW))
+            start += 3 * unit
+        shapes += timeline(20 + consumer * 36, f"consumer {consumer}", bars)
+    shapes += timeline(142, "tensor cores", [(i * unit, unit, f"of {i % 3}", PALE) for i in range(8)])
+    shapes.append(text_at(124, 194, "time →", "start", QUIET, 12))
+    return drawing(206, "Three consumers take turns at the tensor cores, which are never idle", shapes)
+
+
 FIGURES = {
+    "pingpong": pingpong_figure,
     "tiles": tiles_figure,
     "flash": flash_figure,
     "backward": backward_figure,

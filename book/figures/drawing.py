@@ -53,6 +53,24 @@ def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<path d="M{x1:.1f} {y1:.1f} L{x2:.1f} {y2:.1f} {head}" fill="none" stroke="{LINE}" stroke-width="1.5"/>'
 
 
+def matrix(
+    x: float, y: float, width: float, height: float, label: str, colours: tuple[str, str], size: int = 14
+) -> str:
+    """Return a rectangle with a label in its middle."""
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colours[0]}" '
+        f'stroke="{LINE}"/>' + text_at(x + width / 2, y + height / 2 + 5, label, "middle", colours[1], size)
+    )
+
+
+def timeline(y: float, name: str, bars: list[tuple[float, float, str, tuple[str, str]]]) -> list[str]:
+    """Return one line of a timeline: its name, and bars with start, length and label."""
+    shapes = [text_at(112, y + 19, name, "end", QUIET, 13)]
+    for start, length, label, colours in bars:
+        shapes.append(matrix(124 + start, y, length, 28, label, colours, 12))
+    return shapes
+
+
 def drawing(height: float, label: str, shapes: list[str]) -> str:
     """Return the whole SVG; it brings its own light background, so it reads in dark mode too."""
     return (

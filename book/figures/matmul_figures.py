@@ -7,17 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drawing import DIM, GREEN, INK, LINE, LIT, PALE, QUIET, RED, YELLOW, arrow, drawing, named_box, text_at
-
-Colours = tuple[str, str]
-
-
-def matrix(x: float, y: float, width: float, height: float, label: str, colours: Colours, size: int = 14) -> str:
-    """Return a rectangle with a label in its middle."""
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colours[0]}" '
-        f'stroke="{LINE}"/>' + text_at(x + width / 2, y + height / 2 + 5, label, "middle", colours[1], size)
-    )
+from drawing import DIM, GREEN, INK, LIT, PALE, QUIET, RED, YELLOW, arrow, drawing, matrix, named_box, text_at, timeline
 
 
 def products_figure() -> str:
@@ -122,14 +112,6 @@ def banks_figure() -> str:
                 shapes.append(matrix(x + piece * unit, 30 + row * 22, unit, 22, label, colours, 12))
         shapes.append(text_at(x, 226, "8 pieces of 16 bytes, 4 banks each", "start", QUIET, 12))
     return drawing(240, "Eight rows of one column meet in four banks, or an exclusive or spreads them", shapes)
-
-
-def timeline(y: float, name: str, bars: list[tuple[float, float, str, Colours]]) -> list[str]:
-    """Return one line of a timeline: its name, and bars with start, length and label."""
-    shapes = [text_at(112, y + 19, name, "end", QUIET, 13)]
-    for start, length, label, colours in bars:
-        shapes.append(matrix(124 + start, y, length, 28, label, colours, 12))
-    return shapes
 
 
 def pipeline_figure() -> str:
