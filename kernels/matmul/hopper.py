@@ -1,4 +1,4 @@
-"""What the Hopper steps share: operands that TMA brings in boxes, in all three layouts, and a plain way to store.
+"""What the Hopper steps share: operands that TMA brings in boxes, in all three layouts.
 
 Tiles are lower-case: a tile has `tile_i` rows and `tile_j` columns of the output. A stage of shared memory holds 64
 terms of both operands, first of `a`, then of `b`. An operand whose terms lie contiguous in memory is one box of
@@ -14,12 +14,10 @@ import numpy as np
 from numba import cuda
 
 from kernels.architecture import architecture
-from kernels.elements import load, store
 from kernels.matmul import step7_multistage
 from kernels.matmul.common import LAYOUTS, OUTPUTS, Product, layout_of, takes_pieces
 from kernels.ptx_hopper import mbarrier_expect, tma_load_2d
 from kernels.tensor_map import TensorMap
-from kernels.tuples import each_pair
 from kernels.wgmma import wgmma_descriptor, wgmma_descriptor_mn
 
 TERMS = 64  # of a stage: a row of 128 bytes, the longest that TMA swizzles
@@ -107,28 +105,3 @@ def make_describer(k_contiguous: bool) -> Callable:
         return wgmma_descriptor_mn(address, BOX_BYTES)
 
     return k_major_device if k_contiguous else mn_major_device
-
-
-@cuda.jit(device=True)
-def store_pair_device(pair, values, out, bias, i, j, I, J, has_bias, accumulate):  # noqa: E741
-    """Store two neighbouring accumulators of a thread whose first one is output (i, j), as far as they lie inside."""
-    i += 8 * (pair & 1)
-    j += 8 * (pair >> 1)
-    for part in range(2):
-        if i < I and j + part < J:
-            total = values[part]
-            if has_bias:
-                total += load(bias, j + part)
-            if accumulate:
-                total += load(out, i * J + j + part)
-            store(out, i * J + j + part, total)
-    return pair
-
-
-@cuda.jit(device=True)
-def store_accumulators_device(acc, out, bias, i, j, I, J, has_bias, accumulate):  # noqa: E741
-    """Store the accumulators of a warp group whose first one is output (i, j), from registers to global memory."""
-    thread = cuda.threadIdx.x % WARP_GROUP
-    i += 16 * (thread >> 5) + (thread >> 2 & 7)
-    j += 2 * (thread & 3)
-    each_pair(store_pair_device, (acc, out, bias, i, j, I, J, has_bias, accumulate))

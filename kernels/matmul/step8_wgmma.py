@@ -12,7 +12,14 @@ from numba import cuda, uint8
 
 from kernels.accumulators import zero_accumulators
 from kernels.launch import Launch, ceil_div
-from kernels.matmul.common import Product, forward_launcher, grad_input_launcher, grad_weight_launcher
+from kernels.matmul.box_outputs import make_storer
+from kernels.matmul.common import (
+    Product,
+    forward_launcher,
+    grad_input_launcher,
+    grad_weight_launcher,
+    in_pieces,
+)
 from kernels.matmul.hopper import (
     LAYOUTS,
     OUTPUTS,
@@ -24,7 +31,6 @@ from kernels.matmul.hopper import (
     make_loader,
     operand_maps,
     portable_step,
-    store_accumulators_device,
     takes_tma,
 )
 from kernels.ptx import shared_address
@@ -37,15 +43,13 @@ A_BYTES = TILE_I * ROW_BYTES
 STAGE_BYTES = (TILE_I + TILE_J) * ROW_BYTES
 ACCUMULATORS = TILE_J // 2  # of a thread
 
-SIGNATURE = (
-    "void({out}[::1], uint16[::1], uint64[::1], uint64[::1], int64, int64, int64, int64, int64)"  # as `arguments` says
-)
+SIGNATURE = "void({out}[::1], uint16[::1], uint64[::1], uint64[::1], int64, int64, int64, int64, int64, int64)"
 
 
 def make_kernel(layout: str):
     """Make the kernel of one layout."""
     a_k_contiguous, b_k_contiguous = LAYOUTS[layout]
-    load_stage_device = make_loader(layout, TILE_I, TILE_J)
+    load_stage_device, store_rows_device = make_loader(layout, TILE_I, TILE_J), make_storer(layout, TILE_J)
     describe_a_device, describe_b_device = make_describer(a_k_contiguous), make_describer(b_k_contiguous)
     zeros = zero_accumulators(ACCUMULATORS)
     multiply = wgmma_ss(TILE_J, TERMS // 16, not a_k_contiguous, not b_k_contiguous)
@@ -53,7 +57,7 @@ def make_kernel(layout: str):
 
     @kernel(SIGNATURE.format(out=OUTPUTS[layout]), name=f"{layout}_kernel", architectures=("sm_90a",),
             launch_bounds=WARP_GROUP)  # fmt: skip
-    def matmul_kernel(out, bias, map_a, map_b, I, J, K, has_bias, accumulate):  # noqa: E741
+    def matmul_kernel(out, bias, map_a, map_b, I, J, K, has_bias, accumulate, whole):  # noqa: E741
         """A block owns 64 x 128 outputs at a time: one row of its accumulators belongs to four threads."""
         stage_bytes = cuda.shared.array(STAGE_BYTES, uint8, 1024)
         barrier_bytes = cuda.shared.array(8, uint8, 8)
@@ -78,7 +82,8 @@ def make_kernel(layout: str):
                 acc = finished(acc)
                 cuda.syncthreads()  # all warps' products have read the stage: it may be copied into
                 k += TERMS
-            store_accumulators_device(acc, out, bias, first_i, first_j, I, J, has_bias, accumulate)
+            store_rows_device(acc, stage, out, bias, first_i, first_j, I, J, has_bias, accumulate, whole)
+            cuda.syncthreads()  # all have read the box, in the stage's memory
             item += cuda.gridDim.x
 
     return matmul_kernel
@@ -92,7 +97,8 @@ def arguments(product: Product, tile_i: int, tile_j: int) -> tuple:
     map_a, map_b = operand_maps(product, tile_i, tile_j)
     has_bias = product.bias is not None
     arrays = (product.out, product.bias if has_bias else product.a, map_a.array, map_b.array)
-    return (*arrays, product.I, product.J, product.K, int(has_bias), int(product.accumulate))
+    flags = (int(has_bias), int(product.accumulate), int(in_pieces(product.out, product.J)))
+    return (*arrays, product.I, product.J, product.K, *flags)
 
 
 def step(product: Product, stream: object) -> list[Launch]:

@@ -12,6 +12,7 @@ from numba import cuda, uint8
 
 from kernels.accumulators import zero_accumulators
 from kernels.launch import Launch, ceil_div
+from kernels.matmul.box_outputs import make_storer
 from kernels.matmul.common import Product, forward_launcher, grad_input_launcher, grad_weight_launcher
 from kernels.matmul.hopper import (
     BOX_BYTES,
@@ -24,7 +25,6 @@ from kernels.matmul.hopper import (
     make_describer,
     make_loader,
     portable_step,
-    store_accumulators_device,
     takes_tma,
 )
 from kernels.matmul.step8_wgmma import SIGNATURE, arguments
@@ -46,7 +46,7 @@ ACCUMULATORS = TILE_J // 2  # of a thread
 def make_kernel(layout: str):
     """Make the kernel of one layout."""
     a_k_contiguous, b_k_contiguous = LAYOUTS[layout]
-    load_stage_device = make_loader(layout, TILE_I, TILE_J)
+    load_stage_device, store_rows_device = make_loader(layout, TILE_I, TILE_J), make_storer(layout, TILE_J)
     describe_a_device, describe_b_device = make_describer(a_k_contiguous), make_describer(b_k_contiguous)
     zeros = zero_accumulators(ACCUMULATORS)
     multiply = wgmma_ss(TILE_J, TERMS // 16, not a_k_contiguous, not b_k_contiguous)
@@ -54,7 +54,7 @@ def make_kernel(layout: str):
 
     @kernel(SIGNATURE.format(out=OUTPUTS[layout]), name=f"{layout}_kernel", architectures=("sm_90a",),
             launch_bounds=BLOCK)  # fmt: skip
-    def matmul_kernel(out, bias, map_a, map_b, I, J, K, has_bias, accumulate):  # noqa: E741
+    def matmul_kernel(out, bias, map_a, map_b, I, J, K, has_bias, accumulate, whole):  # noqa: E741
         """A block owns 128 x 128 outputs at a time, a warp group 64 rows of them."""
         memory = cuda.shared.array(0, uint8, 1024)
         barrier_bytes = cuda.shared.array(BARRIER_BYTES, uint8, 8)
@@ -94,7 +94,9 @@ def make_kernel(layout: str):
                 step += 1
             acc = finished(acc)
             cuda.syncthreads()  # the last stage has been read, too
-            store_accumulators_device(acc, out, bias, first_i + 64 * own_rows, first_j, I, J, has_bias, accumulate)
+            box, first_i = stages + own_rows * BOX_BYTES, first_i + own_rows * 64
+            store_rows_device(acc, box, out, bias, first_i, first_j, I, J, has_bias, accumulate, whole)
+            cuda.syncthreads()  # all have read their boxes, in the first stage's memory
             item += cuda.gridDim.x
 
     return matmul_kernel

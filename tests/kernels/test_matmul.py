@@ -152,6 +152,7 @@ def portable():
 @pytest.mark.parametrize("step", HOPPER_STEPS)
 def test_products_on_hopper(step, hopper):
     check_all_products(step, (72, 136, 200), "bfloat16", execute_once)  # every edge is cut, and the ring goes round
+    check_all_products(step, (8, 37, 72), "bfloat16", execute_once, options=[True])  # odd rows of the output
 
 
 def test_hidden_epilogue_with_several_tiles(hopper, run_every_way):
