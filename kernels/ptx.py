@@ -156,19 +156,6 @@ def shared_address(typing_context, array, index):
 
 
 @instruction
-def load_shared_float(typing_context, address):
-    """Load the float32 at a shared address [Data Movement: ld.shared.f32]."""
-    return types.float32(types.uint32), on_registers("ld.shared.f32 $0, [$1];", "f", "r", effects=True)
-
-
-@instruction
-def store_shared_float(typing_context, address, x):
-    """Store a float32 at a shared address [Data Movement: st.shared.f32]."""
-    signature = types.void(types.uint32, types.float32)
-    return signature, on_registers("st.shared.f32 [$0], $1;", "", "rf", effects=True)
-
-
-@instruction
 def load_shared_128(typing_context, address):
     """Load 16 bytes at a shared address, a multiple of 16, as 4 words [Data Movement: ld.shared.v4]."""
     text = "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];"

@@ -7,8 +7,9 @@ The Tensor Memory Accelerator (TMA) copies whole boxes between a matrix in globa
 starts a copy and goes on. A box is laid out in shared memory as rows of 128 bytes; byte address bits 4 to 6 are XORed
 with bits 7 to 9 (the 128-byte swizzle), so that neither rows nor columns of it meet in one bank. A box must start at a
 multiple of 1024 bytes. What the matrix looks like is said by a `kernels.tensor_map.TensorMap`, whose `array` the kernel
-takes; coordinates count elements, `x` along the contiguous axis, and may be negative or lie past the end. `x` must be a
-multiple of 16 bytes: an H100 stops with "illegal instruction" at others.
+takes; coordinates count elements, `x` along the contiguous axis. They may lie past the end, and for loads below zero;
+`x` must be a multiple of 16 bytes. Otherwise, and at a store that starts below zero, an H100 stops: "illegal
+instruction".
 
 A barrier (mbarrier) is 8 bytes of shared memory that counts two things: arrivals of threads and bytes of copies. Its
 phase is over when all expected arrivals and bytes have come, and the next one begins. Phases are numbered by parity: a
@@ -282,19 +283,3 @@ def increase_registers(typing_context, n):
 def decrease_registers(typing_context, n):
     """Give up all but `n` registers of each thread of this warp group, for others to take [setmaxnreg.dec]."""
     return _with_literal("setmaxnreg.dec.sync.aligned.u32 %d;", n)
-
-
-# ---- global memory -------------------------------------------------------------------------------------------------
-
-
-@instruction
-def add_pair(typing_context, array, index, x, y):
-    """Add to two neighbouring float32, the first at a multiple of 8 bytes, without waiting [red.global.add.v2.f32]."""
-
-    def generate(context, builder, signature, arguments):
-        array, index, x, y = arguments
-        pointer = element_pointer(context, builder, signature.args[0], array, index)
-        emit(builder, "red.global.add.v2.f32 [$0], {$1, $2};", "", "lff", [pointer, x, y], effects=True)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, types.float32, types.float32), generate

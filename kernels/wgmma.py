@@ -179,11 +179,6 @@ def wgmma_ss_new(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=T
     return product
 
 
-def _rs_text(columns: int, steps: int, b_mn: bool, first_keeps: str, copies: str, a: list[str], grouped: bool) -> str:
-    products = _products(columns, steps, a, "b", first_keeps, str(int(b_mn)), grouped)
-    return f"{{ {copies} {_advance('b', columns // 2 + 4 * steps, steps, b_mn)} {products} }}"
-
-
 @family
 def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
     """Make the product of A in registers and B in shared memory: (acc, a_words, descriptor_b) -> acc.
@@ -194,7 +189,8 @@ def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
     """
     n, n_words = columns // 2, 4 * steps
     a = [_names(n + 4 * step, 4) for step in range(steps)]
-    text = _rs_text(columns, steps, b_mn_major, "1", "", a, grouped)
+    products = _products(columns, steps, a, "b", "1", str(int(b_mn_major)), grouped)
+    text = f"{{ {_advance('b', n + n_words, steps, b_mn_major)} {products} }}"
 
     @intrinsic
     def product(typing_context, acc, a_words, descriptor_b):
@@ -203,24 +199,6 @@ def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
 
         generate = _accumulating(text, n, "r" * n_words + "l", flatten)
         return _floats(n)(_floats(n), _words(n_words), types.uint64), generate
-
-    return product
-
-
-@family
-def wgmma_rs_new(columns, steps=4, b_mn_major=False, grouped=True):
-    """Like wgmma_rs with fresh accumulators: (a_words, descriptor_b) -> acc [wgmma.mma_async]."""
-    n, n_words = columns // 2, 4 * steps
-    copies = f".reg .b32 w<{n_words}>; " + " ".join(f"mov.b32 w{i}, ${n + i};" for i in range(n_words))
-    a = ["{" + ", ".join(f"w{4 * step + i}" for i in range(4)) + "}" for step in range(steps)]
-    text = _rs_text(columns, steps, b_mn_major, "0", copies, a, grouped)
-
-    @intrinsic
-    def product(typing_context, a_words, descriptor_b):
-        def flatten(builder, arguments):
-            return [*members(builder, arguments[0], n_words), arguments[1]]
-
-        return _floats(n)(_words(n_words), types.uint64), _fresh(text, n, "r" * n_words + "l", flatten)
 
     return product
 

@@ -285,7 +285,3 @@ def bulk_wait_read(n_pending: int) -> None:
 
 def fence_async_shared() -> None:
     current_thread().block.shared.fence()
-
-
-def add_pair(array: SimulatedArray, index: int, x, y) -> None:
-    array.vector(index, 8, is_store=True)[:] += np.array([x, y], np.float32)

@@ -107,16 +107,6 @@ def shared_address(array: SimulatedArray, index: int) -> int:
     return current_thread().block.shared.address(array, index)
 
 
-def load_shared_float(address: int) -> np.float32:
-    return current_thread().block.shared.bytes_at(address, 4).view(np.float32)[0]
-
-
-def store_shared_float(address: int, x) -> None:
-    shared = current_thread().block.shared
-    shared.bytes_at(address, 4).view(np.float32)[0] = x
-    shared.note_written(slice(int(address), int(address) + 4))
-
-
 def load_shared_128(address: int) -> tuple[int, ...]:
     return tuple(current_thread().block.shared.bytes_at(address, 16).view(np.uint32).tolist())
 

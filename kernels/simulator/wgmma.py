@@ -209,13 +209,6 @@ def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
     return product
 
 
-def wgmma_rs_new(columns, steps=4, b_mn_major=False, grouped=True):
-    def product(a_words, descriptor_b):
-        return _rs("wgmma_rs_new", columns, steps, b_mn_major, grouped, (None, a_words, descriptor_b))
-
-    return product
-
-
 # ---- order ---------------------------------------------------------------------------------------------------------
 
 

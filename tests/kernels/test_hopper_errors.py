@@ -326,6 +326,16 @@ def test_coordinate_within_16_bytes(x):
         launch(kernel, 32, TensorMap(np.zeros((64, 64), np.uint16), (64, 64)).array, x)
 
 
+@pytest.mark.parametrize(("x", "y"), [(-8, 0), (0, -1)])
+def test_store_that_starts_below_zero(x, y):
+    def kernel(words, x, y):
+        if cuda.threadIdx.x == 0:
+            ptx_hopper.tma_store_2d(words, x, y, 0)
+
+    with pytest.raises(SimulatorError, match="only a load may start below 0"):
+        launch(kernel, 32, TensorMap(np.zeros((64, 64), np.uint16), (64, 64)).array, x, y)
+
+
 def test_reading_an_array_that_a_copy_fills():
     def kernel(words, out):
         shared = cuda.shared.array(0, float32, 1024)

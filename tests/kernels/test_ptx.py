@@ -116,40 +116,21 @@ def test_log2_and_maximum():
     np.testing.assert_array_equal(greater, np.fmax(x, y))
 
 
-def test_shared_memory_by_address():
+def test_128_bit_loads_from_shared_memory():
     @cuda.jit
-    def kernel(out, words, inp):
+    def kernel(words, inp):
         tile = cuda.shared.array(128, float32, 16)
         t = cuda.threadIdx.x
-        ptx.store_shared_float(ptx.shared_address(tile, t), inp[t])
+        for i in range(4):
+            tile[t + 32 * i] = inp[t + 32 * i]
         cuda.syncthreads()
-        out[t] = ptx.load_shared_float(ptx.shared_address(tile, 127 - t))
-        if t < 32:
-            four = ptx.load_shared_128(ptx.shared_address(tile, 4 * t))
-            for i in range(4):
-                words[4 * t + i] = four[i]
+        four = ptx.load_shared_128(ptx.shared_address(tile, 4 * t))
+        for i in range(4):
+            words[4 * t + i] = four[i]
 
     inp = RNG.standard_normal(128).astype(np.float32)
-    out, words, _ = run(kernel, 128, np.zeros_like(inp), np.zeros(128, np.uint32), inp)
-    np.testing.assert_array_equal(out, inp[::-1])
+    words, _ = run(kernel, 32, np.zeros(128, np.uint32), inp)
     np.testing.assert_array_equal(words, inp.view(np.uint32))
-
-
-def test_words_of_shared_memory_by_address():
-    @cuda.jit
-    def kernel(out, inp):
-        tile = cuda.shared.array(96, uint32, 16)
-        t = cuda.threadIdx.x
-        ptx.store_shared_32(ptx.shared_address(tile, t), inp[t])
-        ptx.store_shared_64(ptx.shared_address(tile, 32 + 2 * t), inp[t], inp[31 - t])
-        cuda.syncthreads()
-        for i in range(3):
-            out[3 * t + i] = tile[3 * t + i]
-
-    inp = RNG.integers(0, 2**32, 32, dtype=np.uint32)
-    out, _ = run(kernel, 32, np.zeros(96, np.uint32), inp)
-    np.testing.assert_array_equal(out[:32], inp)
-    np.testing.assert_array_equal(out[32:].reshape(32, 2), np.stack([inp, inp[::-1]], axis=1))
 
 
 def test_128_bit_loads_and_stores():
