@@ -18,6 +18,7 @@ from kernels.matmul import (
     matmul_grad_weight,
     reference,
     slices,
+    step3_shared_tiles,
     step4_register_tiles,
     step5_tensor_cores,
     step6_swizzle,
@@ -206,8 +207,10 @@ def test_slices_of_the_weight_gradient(multiprocessors, hopper, monkeypatch, run
 
 
 def test_slices_fill_the_multiprocessors():
-    assert weight_gradient.slices_of(tiles=72, K=65536, multiprocessors=132) == 11  # six full rounds
-    assert weight_gradient.slices_of(tiles=1179, K=65536, multiprocessors=132) == 1  # nearly nine full rounds
+    assert weight_gradient.slices_of(tiles=72, K=65536, multiprocessors=132) == 9  # nearly five full rounds
+    assert weight_gradient.slices_of(tiles=54, K=65536, multiprocessors=132) == 7  # nearly three
+    assert weight_gradient.slices_of(tiles=18, K=65536, multiprocessors=132) == 7  # nearly one
+    assert weight_gradient.slices_of(tiles=1179, K=65536, multiprocessors=132) == 1  # nearly nine without cutting
     assert weight_gradient.slices_of(tiles=3, K=64, multiprocessors=132) == 1  # there is nothing to cut
 
 
@@ -231,10 +234,11 @@ def test_each_shape_gets_the_best_step_that_takes_it(portable):
         out = host.to_device(np.zeros((shape[0], shape[1])), dtype)
         return matmul_forward.prepare(out, flat.reshape(shape[0], shape[2]), weight)[0].kernel
 
-    assert kernel_of((3, 5, 16), "bfloat16") is step7_multistage.KERNELS["forward"]
-    for case in [((3, 5, 12), "bfloat16"), ((3, 5, 16), "bfloat16", 1)]:
+    assert kernel_of((129, 5, 16), "bfloat16") is step7_multistage.KERNELS["forward"]
+    for case in [((129, 5, 12), "bfloat16"), ((129, 5, 16), "bfloat16", 1), ((3, 5, 16), "bfloat16")]:
         assert kernel_of(*case) is step5_tensor_cores.KERNELS["uint16"]
-    assert kernel_of((3, 5, 16), "float32") is step4_register_tiles.matmul_kernel
+    assert kernel_of((3, 257, 16), "float32") is step4_register_tiles.matmul_kernel
+    assert kernel_of((3, 5, 256), "float32") is step3_shared_tiles.matmul_kernel
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
