@@ -56,12 +56,12 @@ def takes(D: int, *arrays) -> bool:
     return architecture() == "sm_90a" and D == HEAD_SIZE and are_aligned_bf16(*arrays)
 
 
-def tile_map(array_NE, B: int, T: int) -> TensorMap:
-    """Describe rows of heads to TMA, which then copies a tile at a time and knows where a sequence ends."""
+def tile_map(array_NE, B: int, T: int, n_tiles: int = 1) -> TensorMap:
+    """Describe rows of heads to TMA, which then copies some tiles at a time and knows where a sequence ends."""
     E = array_NE.shape[1]
     itemsize = array_NE.dtype.itemsize
     strides = (T * E * itemsize, E * itemsize, itemsize)
-    return TensorMap(array_NE, (1, ROWS, HEAD_SIZE), shape=(B, T, E), strides=strides)
+    return TensorMap(array_NE, (1, n_tiles * ROWS, HEAD_SIZE), shape=(B, T, E), strides=strides)
 
 
 def barrier_bytes(n_stages: int) -> int:

@@ -42,19 +42,20 @@ from kernels.attention.hopper import (
 from kernels.attention.hopper_rows import FACTOR, own_row_device, scaled_rows, write_tile
 from kernels.launch import Launch, ceil_div
 from kernels.ptx import log2, reciprocal
-from kernels.ptx_hopper import bulk_commit, tma_store_3d
+from kernels.ptx_hopper import bulk_commit, tma_load_3d, tma_store_3d
 from kernels.wgmma import wgmma_rs, wgmma_ss_new, wgmma_wait_for
 
 LN_2 = np.float32(math.log(2))
 
-SIGNATURE = "void(uint64[::1], float32[::1], uint64[::1], int64, int64)"
+SIGNATURE = "void(uint64[::1], float32[::1], uint64[::1], uint64[::1], int64, int64)"
 
 CONSUMERS = QUERY_CONSUMERS
 KEYS = 128  # of a stage
 STAGES = 4
 BLOCK = (1 + CONSUMERS) * GROUP
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 32, 160  # 128 a thread at the start, 65,536 in all
-HEADS_TOGETHER = 66
+FEW_HEADS, MANY_HEADS = 12, 66  # that are worked on together
+LONG = 1400  # queries from which on the keys and values of many heads do not stay in the L2 cache
 
 # where everything is in shared memory
 QUERY_BYTES = CONSUMERS * TILE_BYTES
@@ -73,27 +74,32 @@ pack_weights = pack_accumulators(SCORES)
 
 
 @cuda.jit(device=True)
-def produce_device(qkv_map, base, rings, T, H, n_heads):
+def piece_device(index, T, H, n_heads):
+    """Return a piece of work: a block of queries of a head."""
+    together = MANY_HEADS if T < LONG else FEW_HEADS
+    return piece_of_index_device(index, n_query_pieces_device(T), n_heads, H, together)
+
+
+@cuda.jit(device=True)
+def produce_device(query_map, key_map, base, rings, T, H, n_heads):
     """Copy, as one thread, the queries of each piece of work and the keys and values that they see."""
     C = H * HEAD_SIZE
     place = start_device()
     turn = uint32(0)
     index = index_of_turn_device(turn)
     while index < n_query_pieces_device(T) * n_heads:
-        piece = piece_of_index_device(index, n_query_pieces_device(T), n_heads, H, HEADS_TOGETHER)
+        piece = piece_device(index, T, H, n_heads)
         b, column, first = piece.b, piece.column, first_query_device(piece, T)
         own = own_place_device(turn)
         barrier = announce_device(rings.own_empty, rings.own_full, own, QUERY_BYTES)
-        load_tiles_device(at_device(base, own, QUERY_BYTES), CONSUMERS, qkv_map, column, first, b, barrier)
+        load_tiles_device(at_device(base, own, QUERY_BYTES), CONSUMERS, query_map, column, first, b, barrier)
         n = stages_seen_device(first, QUERIES, T, KEYS)
         while n > 0:
             n = int32(n - 1)
             barrier = announce_device(rings.empty, rings.first_full, place, KEY_BYTES)
-            address = at_device(base + KEYS_AT, place, KEY_BYTES)
-            load_tiles_device(address, KEYS // ROWS, qkv_map, column + C, n * KEYS, b, barrier)
+            tma_load_3d(at_device(base + KEYS_AT, place, KEY_BYTES), key_map, column + C, n * KEYS, b, barrier)
             barrier = announce_device(rings.empty, rings.second_full, place, KEY_BYTES)
-            address = at_device(base + VALUES_AT, place, KEY_BYTES)
-            load_tiles_device(address, KEYS // ROWS, qkv_map, column + 2 * C, n * KEYS, b, barrier)
+            tma_load_3d(at_device(base + VALUES_AT, place, KEY_BYTES), key_map, column + 2 * C, n * KEYS, b, barrier)
             place = advance_device(place, STAGES)
         turn = uint32(turn + 1)
         index = index_of_turn_device(turn)
@@ -118,6 +124,7 @@ def store_rows_device(sums, rows, out_map, logsumexp_I, box, piece, first, T):
 def forward_launch(kernel, a: SimpleNamespace, sizes: SimpleNamespace, stream: object) -> Launch:
     """Return the launch of a forward kernel on what `common.take_forward` gave."""
     B, T, H = sizes.B, sizes.T, sizes.H
-    maps = tile_map(a.out_NC, B, T), tile_map(a.qkv_NE, B, T)
-    arguments = (maps[0].array, a.logsumexp_I, maps[1].array, T, H)
+    out_map, query_map = tile_map(a.out_NC, B, T), tile_map(a.qkv_NE, B, T)
+    key_map = tile_map(a.qkv_NE, B, T, KEYS // ROWS)  # of values, too
+    arguments = (out_map.array, a.logsumexp_I, query_map.array, key_map.array, T, H)
     return Launch(kernel, persistent_grid(B * H * ceil_div(T, QUERIES)), BLOCK, arguments, stream, SHARED_BYTES)

@@ -69,7 +69,7 @@ KEYS = CONSUMERS * ROWS  # of a block
 STAGES = 4  # of 64 queries and gradients
 BLOCK = (1 + CONSUMERS) * GROUP
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 40, 232  # 168 a thread at the start
-HEADS_TOGETHER = 33
+HEADS_TOGETHER = 11
 
 # where everything is in shared memory
 KEY_BYTES = CONSUMERS * TILE_BYTES

@@ -81,10 +81,10 @@ from kernels.registry import kernel
 from kernels.wgmma import wgmma_descriptor, wgmma_descriptor_mn, wgmma_rs, wgmma_ss_new, wgmma_wait_for
 
 CONSUMERS = QUERY_CONSUMERS
-STAGES = 5  # of 64 keys and values
+STAGES = 6  # of 64 keys and values
 BLOCK = (1 + CONSUMERS) * GROUP
 PRODUCER_REGISTERS, CONSUMER_REGISTERS = 32, 160  # 128 a thread at the start
-HEADS_TOGETHER = 66
+HEADS_TOGETHER = 12
 
 # where everything is in shared memory
 QUERY_BYTES = CONSUMERS * TILE_BYTES

@@ -40,7 +40,6 @@ from kernels.attention.hopper import (
     init_rings_device,
     n_query_pieces_device,
     own_place_device,
-    piece_of_index_device,
     release_device,
     rings_device,
     shared_base_device,
@@ -55,7 +54,6 @@ from kernels.attention.hopper_forward import (
     BLOCK,
     CONSUMER_REGISTERS,
     CONSUMERS,
-    HEADS_TOGETHER,
     KEY_BYTES,
     KEYS,
     KEYS_AT,
@@ -70,6 +68,7 @@ from kernels.attention.hopper_forward import (
     forward_launch,
     multiply_by_keys,
     pack_weights,
+    piece_device,
     produce_device,
     scores_are_there,
     store_rows_device,
@@ -195,7 +194,7 @@ def consume_device(out_map, logsumexp_I, base, rings, group, T, H, n_heads):
         pass_turn_device(group)
     index = index_of_turn_device(turn)
     while index < n_query_pieces_device(T) * n_heads:
-        piece = piece_of_index_device(index, n_query_pieces_device(T), n_heads, H, HEADS_TOGETHER)
+        piece = piece_device(index, T, H, n_heads)
         first = int32(first_query_device(piece, T) + ROWS * group)
         n = stages_seen_device(first, ROWS, T, KEYS)
         passed_over = int32(stages_seen_device(first_query_device(piece, T), QUERIES, T, KEYS) - n)
@@ -226,7 +225,7 @@ def consume_device(out_map, logsumexp_I, base, rings, group, T, H, n_heads):
 
 
 @kernel(SIGNATURE, architectures=("sm_90a",), launch_bounds=(BLOCK, 1))
-def attention_forward_kernel(out_map, logsumexp_I, qkv_map, T, H):
+def attention_forward_kernel(out_map, logsumexp_I, query_map, key_map, T, H):
     """Warp group 0 is the producer, the others are the consumers; a block works on one piece after the other."""
     base = shared_base_device()
     rings = rings_device(base + BARRIERS_AT, STAGES)
@@ -235,7 +234,7 @@ def attention_forward_kernel(out_map, logsumexp_I, qkv_map, T, H):
     if group == 0:
         decrease_registers(PRODUCER_REGISTERS)
         if cuda.threadIdx.x == 0:
-            produce_device(qkv_map, base, rings, T, H, n_heads)
+            produce_device(query_map, key_map, base, rings, T, H, n_heads)
     else:
         increase_registers(CONSUMER_REGISTERS)
         consume_device(out_map, logsumexp_I, base, rings, group - 1, T, H, n_heads)
