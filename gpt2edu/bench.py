@@ -17,11 +17,11 @@ from gpt2edu.bench_text_run import add_text_run, bench_text_run
 from gpt2edu.bench_timing import Plan, measure_ceilings
 from gpt2edu.errors import UsageError, run_main
 from gpt2edu.machine import describe_machine
-from gpt2edu.results import RESULTS_DIR, Results, Row, load_results, stamp_results, write_results
+from gpt2edu.readme_tables import update_readme
+from gpt2edu.results import RESULTS_DIR, Row, stamp_results, write_results
 from gpt2edu.torch_engine import choose_device
 
 ROOT = Path(__file__).resolve().parents[1]
-README_MARKERS = ("<!-- results: begin, written by python -m gpt2edu.bench readme -->", "<!-- results: end -->")
 
 EXAMPLES = """examples:
   python -m gpt2edu.bench all                          check and time every kernel beside PyTorch's, a few minutes
@@ -93,34 +93,6 @@ def write(
         command="python -m gpt2edu.bench " + shlex.join(arguments.argv),
         folder=arguments.output,
     )
-
-
-def readme_table() -> str:
-    """Return the README's table of measured training steps, from all `train_loop` and `step` files."""
-    lines = [
-        "| GPU | program | ms a step | tokens/s | TFLOP/s | speed over the bare loop |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    found: list[Results] = load_results("train_loop") + load_results("step")
-    for results in found:
-        for row in results.rows:
-            program = row["variant"] if results.name == "train_loop" else f"trainer, {row['variant']} engine"
-            rate = f"{row['tokens_per_s']:,.0f} | {row['tflop_per_s']:,.0f} | {row['torch_ratio']:.3f}"
-            lines.append(f"| {results.gpu} | {program} | {row['median_ms']:,.0f} | {rate} |")
-    if not found:
-        return "Not measured yet: `python -m gpt2edu.bench train_loop` on a GPU writes the first row."
-    shape = found[0].rows[0]["shape"]
-    dates = ", ".join(f"{results.gpu} on {results.date} at commit {results.commit[:7]}" for results in found)
-    lines += ["", f"One GPU, {shape['tokens']:,} tokens a step, B={shape['B']}, T={shape['T']}. Measured: {dates}."]
-    return "\n".join(lines)
-
-
-def update_readme(path: Path) -> None:
-    """Write the results table between its markers."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(README_MARKERS[0])
-    _, _, after = rest.partition(README_MARKERS[1])
-    begin, end = README_MARKERS
-    path.write_text(f"{before}{begin}\n{readme_table()}\n{end}{after}", encoding="utf-8")
 
 
 def build_parser() -> argparse.ArgumentParser:

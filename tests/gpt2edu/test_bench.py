@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from gpt2edu import bench, results
+from gpt2edu import bench, readme_tables, results
 from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.results import load_results, stamp_results, write_results
 
@@ -54,19 +54,25 @@ def test_stamp_finds_the_commit_of_the_measured_source(tmp_path, repository):
     assert (stamped["commit"], stamped["dirty"]) == (measured_commit, False)
 
 
-def test_readme_table_holds_the_numbers_of_the_files(tmp_path, monkeypatch):
+def test_readme_tables_hold_the_numbers_of_the_files(tmp_path, monkeypatch):
     write_results("train_loop", [ROW], {}, gpu="NVIDIA H100", driver="580", command="x", folder=tmp_path)
-    monkeypatch.setattr(bench, "load_results", lambda name: load_results(name, tmp_path))
+    kernel = {"op": "gelu_forward", "variant": "production", "dtype": "bf16", "shape": {"N": 65_536, "F": 3072}}
+    kernel |= {"median_ms": 0.28, "min_ms": 0.27, "max_ms": 0.3, "gb_per_s": 2876.0, "ceiling_share": 0.98}
+    rows = [kernel | {"torch_ratio": 1.01}, kernel | {"variant": "torch", "torch_ratio": 1.0}]
+    write_results("gelu", rows, {}, gpu="NVIDIA H100", driver="580", command="x", folder=tmp_path)
+    monkeypatch.setattr(readme_tables, "load_results", lambda name: load_results(name, tmp_path))
     readme = tmp_path / "README.md"
-    readme.write_text("\n".join(["# Title", *bench.README_MARKERS, "after", ""]))
+    readme.write_text("\n".join(["# Title", *readme_tables.MARKERS, "after", ""]))
     for _ in range(2):  # a second time changes nothing
-        bench.update_readme(readme)
+        readme_tables.update_readme(readme)
         text = readme.read_text()
         assert "| NVIDIA H100 | trainer, torch engine | 1,000 | 524,288 | 421 | 0.990 |" in text
-        assert text.startswith("# Title\n" + bench.README_MARKERS[0]) and text.endswith("\nafter\n")
+        assert "| gelu_forward | N=65,536, F=3,072 | 0.280 | 2,876 GB/s | 98% | 1.01 |" in text
+        assert text.count("gelu_forward") == 1
+        assert text.startswith("# Title\n" + readme_tables.MARKERS[0]) and text.endswith("\nafter\n")
 
 
 def test_the_readme_is_up_to_date():
     text = (bench.ROOT / "README.md").read_text(encoding="utf-8")
-    begin, end = bench.README_MARKERS
-    assert text.partition(begin)[2].partition(end)[0].strip() == bench.readme_table(), "run gpt2edu.bench readme"
+    begin, end = readme_tables.MARKERS
+    assert text.partition(begin)[2].partition(end)[0].strip() == readme_tables.tables(), "run gpt2edu.bench readme"

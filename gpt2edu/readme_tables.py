@@ -1,0 +1,85 @@
+"""The tables of measured numbers in README.md, made of the results files: `python -m gpt2edu.bench readme`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt2edu.results import Results, Row, load_results
+
+MARKERS = (
+    "<!-- results: begin, written by python -m gpt2edu.bench readme -->",
+    "<!-- results: end -->",
+)
+KERNEL_FILES = ("matmul", "attention", "layernorm", "classifier", "adamw", "gelu", "residual", "encoder", "global_norm")
+
+
+def steps_table() -> str:
+    """Return the table of training steps, from all `step` and `train_loop` files."""
+    lines = [
+        "| GPU | program | ms a step | tokens/s | TFLOP/s | speed over PyTorch |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    found: list[Results] = load_results("step") + load_results("train_loop")
+    for results in found:
+        for row in results.rows:
+            program = row["variant"] if results.name == "train_loop" else f"trainer, {row['variant']} engine"
+            rate = f"{row['tokens_per_s']:,.0f} | {row['tflop_per_s']:,.0f} | {row['torch_ratio']:.3f}"
+            lines.append(f"| {results.gpu} | {program} | {row['median_ms']:,.0f} | {rate} |")
+    if not found:
+        return "Not measured yet: `python -m gpt2edu.bench step` on a GPU writes the first row."
+    shape = found[0].rows[0]["shape"]
+    lines += [
+        "",
+        f"One GPU, {shape['tokens']:,} tokens a step, B={shape['B']}, T={shape['T']}. PyTorch is that of the same run: "
+        f"the trainer with its engine and `torch.compile`, or a bare loop. Measured: {_when(found)}.",
+    ]
+    return "\n".join(lines)
+
+
+def kernels_table() -> str:
+    """Return the table of the production kernels beside PyTorch's fastest, at each op's first shape."""
+    lines = [
+        "| kernel | shape | ms | rate | of the ceiling | speed over PyTorch |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    found = [results for name in KERNEL_FILES for results in load_results(name)]
+    for results in found:
+        first: dict[str, Row] = {}
+        for row in results.rows:
+            if row["variant"] == "production":
+                first.setdefault(row["op"], row)
+        lines += [_kernel_line(row) for row in first.values()]
+    if not found:
+        return "Kernels are not measured yet: `python -m gpt2edu.bench all` on a GPU writes their rows."
+    lines += [
+        "",
+        "bf16 on random numbers; ceilings are a large copy and a large product, measured in the same run; PyTorch is "
+        f"the fastest of cuBLAS, cuDNN or flash attention, eager and compiled. Measured: {_when(found)}.",
+    ]
+    return "\n".join(lines)
+
+
+def _kernel_line(row: Row) -> str:
+    shape = ", ".join(f"{letter}={size:,}" for letter, size in row["shape"].items())
+    rate = f"{row['tflop_per_s']:,.0f} TFLOP/s" if "tflop_per_s" in row else f"{row['gb_per_s']:,.0f} GB/s"
+    share = f"{row['ceiling_share']:.0%}" if "ceiling_share" in row else ""
+    return f"| {row['op']} | {shape} | {row['median_ms']:,.3f} | {rate} | {share} | {row['torch_ratio']:.2f} |"
+
+
+def _when(found: list[Results]) -> str:
+    """Return where, when and at which commits files were measured, each once."""
+    places = (f"{results.gpu} on {results.date} at commit {results.commit[:7]}" for results in found)
+    return ", ".join(dict.fromkeys(places))
+
+
+def tables() -> str:
+    """Return what stands between the markers."""
+    return f"{steps_table()}\n\n{kernels_table()}"
+
+
+def update_readme(path: Path) -> None:
+    """Write the tables between their markers."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(MARKERS[0])
+    _, _, after = rest.partition(MARKERS[1])
+    begin, end = MARKERS
+    path.write_text(f"{before}{begin}\n{tables()}\n{end}{after}", encoding="utf-8")
