@@ -15,8 +15,8 @@ COLUMNS = (
     ("attention", "Q, K, V, O", "attention"),
     ("product", "its input", "product"),
     ("+, norm", "the sum", "norm"),
-    ("product, GELU", "before GELU", "product"),
-    ("product", "after GELU", "product, GELU"),
+    ("product, GELU", "before, GELU", "product"),
+    ("product", "after, GELU", "product, GELU"),
 )
 """Of a block: what forward does, what it keeps there, what backward does."""
 
@@ -39,13 +39,13 @@ def order_figure() -> str:
             y = 54 + 23 * row
             shapes += [thin(x, y, 58, colours, 20), text_at(x + 29, y + 14, name, "middle", colours[1], 12)]
         shapes.append(arrow(x + 29, 123, x + 29, 152))
-        shapes.append(text_at(x + 40, 146, "+=", "middle", QUIET, 12))
+        shapes.append(text_at(x + 43, 145, "+=", "middle", QUIET, 12))
         x += 65
     shapes.append(named_box(24, 154, 513, "gradients of all weights, float32: zero at the start of the step", GREEN))
     for left, width, name in (
         (24, 150, "their norm"),
         (206, 150, "factor, at most 1"),
-        (388, 149, "AdamW: new weights"),
+        (388, 149, "AdamW"),
     ):
         shapes.append(named_box(left, 208, width, name, DIM))
     shapes += [arrow(99, 186, 99, 206), arrow(176, 223, 204, 223), arrow(358, 223, 386, 223), arrow(462, 186, 462, 206)]
@@ -61,7 +61,7 @@ def block_figure() -> str:
     for column, names in enumerate(COLUMNS):
         x = left + column * unit
         for (y, _, colours), name in zip(rows, names, strict=True):
-            lines = name.split(", ", 1) if len(name) > 10 else [name]
+            lines = name.split(", ", 1) if name.endswith("GELU") else [name]
             shapes.append(named_box(x, y, unit - 8, "" if len(lines) > 1 else name, colours, 11))
             if len(lines) > 1:
                 shapes += [
@@ -82,14 +82,14 @@ def block_figure() -> str:
 
 def sharing_figure() -> str:
     """Draw when the wide gradients of a layer are in use during its backward pass: never at the same time."""
-    operations = ("MLP, second", "MLP, first", "norm", "product", "attention", "Q, K, V", "norm")
+    operations = ("MLP, 2nd", "MLP, 1st", "norm", "product", "attention", "Q, K, V", "norm")
     unit, left = 62.0, 118.0
     shapes = []
     for column, name in enumerate(operations):
         x = left + column * unit
         shapes.append(text_at(x + unit / 2, 22, name, "middle", QUIET, 11))
         shapes.append(f'<path d="M{x:.1f} 30 V128" stroke="{LINE}" stroke-width="0.5" stroke-dasharray="2 3"/>')
-    rows = (("stream", 0, 7, DIM), ("inside the MLP, 4C", 0, 2, LIT), ("of Q, K, V, 3C", 4, 6, GREEN))
+    rows = (("stream", 0, 7, DIM), ("in the MLP, 4C", 0, 2, LIT), ("of Q, K, V, 3C", 4, 6, GREEN))
     for row, (name, first, last, colours) in enumerate(rows):
         y = 40 + row * 30
         shapes.append(text_at(left - 8, y + 14, name, "end", QUIET, 12))

@@ -1,9 +1,10 @@
-"""The stored figures of chapters 5 to 8 are what their scripts draw."""
+"""The stored figures of chapters 5 to 9 are what their scripts draw."""
 
 import pytest
 from chapters import BOOK, load_script
 
-SCRIPTS = {name: load_script(BOOK / "figures" / f"{name}_figures.py") for name in ("matmul", "layernorm", "attention", "loss")}
+NAMES = ("matmul", "layernorm", "attention", "loss", "step")
+SCRIPTS = {name: load_script(BOOK / "figures" / f"{name}_figures.py") for name in NAMES}
 
 
 @pytest.mark.parametrize(("script", "name"), [(s, n) for s, module in SCRIPTS.items() for n in module.FIGURES])
