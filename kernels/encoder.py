@@ -88,27 +88,43 @@ def plan_token_gradient(tokens: np.ndarray) -> np.ndarray:
     return plan
 
 
-@kernel("void(real[:, ::1], int32[::1], real[:, ::1], real[:, ::1], int64, int64)", launch_bounds=BLOCK)
+@kernel("void(real[:, ::1], int32[::1], real[:, ::1], real[:, ::1], int64, int64)", launch_bounds=(BLOCK, 3))
 def encoder_forward_kernel(out_NC, tokens_N, token_weight_VC, position_weight_TC, T, whole):
-    """A warp owns places; a lane owns three packs of 8 channels at once."""
-    token_24 = cuda.local.array(OWNED, float32)
-    position_24 = cuda.local.array(OWNED, float32)
+    """A warp owns two neighbouring places at a time; a lane owns three packs of 8 channels of both at once.
+
+    The number of a token and then its row are waited for one after the other, so two places are under way. Without a
+    second place the first is done twice.
+    """
+    x_24 = cuda.local.array(OWNED, float32)
+    y_24 = cuda.local.array(OWNED, float32)
+    position_x_24 = cuda.local.array(OWNED, float32)
+    position_y_24 = cuda.local.array(OWNED, float32)
     lane = cuda.threadIdx.x & 31
     N, C = out_NC.shape
-    n = cuda.grid(1) >> 5
-    while n < N:
-        position_C, token_C, out_C = position_weight_TC[n % T], token_weight_VC[tokens_N[n]], out_NC[n]
-        c = lane * PACK
-        while c < whole:
-            load_packs(position_24, position_C, c, LANE_STRIDE, whole, PACKS)
-            load_packs(token_24, token_C, c, LANE_STRIDE, whole, PACKS)
+    c = lane * PACK
+    while c < whole:
+        x = (cuda.grid(1) >> 5) * 2
+        while x < N:
+            y = min(x + 1, N - 1)
+            t = x % T
+            t_y = t + y - x if t + y - x < T else 0
+            token_x, token_y = tokens_N[x], tokens_N[y]
+            load_packs(position_x_24, position_weight_TC[t], c, LANE_STRIDE, whole, PACKS)
+            load_packs(position_y_24, position_weight_TC[t_y], c, LANE_STRIDE, whole, PACKS)
+            load_packs(x_24, token_weight_VC[token_x], c, LANE_STRIDE, whole, PACKS)
+            load_packs(y_24, token_weight_VC[token_y], c, LANE_STRIDE, whole, PACKS)
             for j in range(OWNED):
-                token_24[j] += position_24[j]
-            store_packs(out_C, c, LANE_STRIDE, whole, token_24, PACKS)
-            c += TILE
+                x_24[j] += position_x_24[j]
+                y_24[j] += position_y_24[j]
+            store_packs(out_NC[x], c, LANE_STRIDE, whole, x_24, PACKS)
+            store_packs(out_NC[y], c, LANE_STRIDE, whole, y_24, PACKS)
+            x += (cuda.gridsize(1) >> 5) * 2
+        c += TILE
+    n = cuda.grid(1) >> 5
+    while whole < C and n < N:
         c = whole + lane
         while c < C:
-            store(out_C, c, load(token_C, c) + load(position_C, c))
+            store(out_NC[n], c, load(token_weight_VC[tokens_N[n]], c) + load(position_weight_TC[n % T], c))
             c += WARP_SIZE
         n += cuda.gridsize(1) >> 5
 
@@ -237,7 +253,7 @@ def encoder_forward(out_BTC, tokens_BT, token_weight_VC, position_weight_SC, str
     whole = n_packs(C, out_NC, arrays.token_weight_VC, arrays.position_weight_SC) * PACK
     tokens_N = arrays.tokens_BT.reshape(B * T)
     arguments = (out_NC, tokens_N, arrays.token_weight_VC, arrays.position_weight_SC, T, whole)
-    return [Launch(encoder_forward_kernel, ceil_div(B * T, WARPS), BLOCK, arguments, stream)]
+    return [Launch(encoder_forward_kernel, ceil_div(B * T, 2 * WARPS), BLOCK, arguments, stream)]
 
 
 @launcher
