@@ -14,7 +14,7 @@ import numpy as np
 from numba import cuda
 
 from kernels.architecture import architecture
-from kernels.matmul import step7_multistage
+from kernels.matmul import portable
 from kernels.matmul.common import LAYOUTS, OUTPUTS, Product, layout_of, takes_pieces
 from kernels.ptx_hopper import mbarrier_expect, tma_load_2d
 from kernels.tensor_map import TensorMap
@@ -26,7 +26,7 @@ BOX = 64  # rows, and columns of bfloat16
 BOX_BYTES = BOX * ROW_BYTES
 WARP_GROUP = 128
 
-portable_step = step7_multistage.step
+portable_step = portable.step
 """What does the products that TMA cannot, and all of them on other GPUs."""
 
 
