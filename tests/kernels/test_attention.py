@@ -21,6 +21,7 @@ from kernels.attention import (
     step7_pipelined,
     swizzled_tiles,
 )
+from kernels.attention.hopper import piece_of_index_device
 from kernels.launch import Launch
 from kernels.simulator.execution import reversed_order
 
@@ -343,6 +344,27 @@ def test_warp_groups_are_used_when_they_can_be(step, hopper):
     assert module_of(32, "bfloat16") != step.__name__
     force_architecture("sm_80")
     assert module_of(64, "bfloat16") != step.__name__
+
+
+@cuda.jit
+def pieces_kernel(out_I4, n_pieces, n_heads, H, together):
+    i = cuda.grid(1)
+    if i < out_I4.shape[0]:
+        piece = piece_of_index_device(i, n_pieces, n_heads, H, together)
+        out_I4[i, 0], out_I4[i, 1], out_I4[i, 2], out_I4[i, 3] = piece.b, piece.head, piece.column, piece.number
+
+
+@pytest.mark.parametrize("together", [1, 4, 66])
+def test_every_piece_of_work_is_done_once_and_long_ones_first(together):
+    B, H, n_pieces = 5, 2, 3
+    out = host.to_device(np.full((B * H * n_pieces, 4), -1, np.int64))
+    pieces_kernel[1, 32](out, n_pieces, B * H, H, together)
+    pieces = host.to_host(out).tolist()
+    wanted = {(head // H, head, head % H * 64, number) for head in range(B * H) for number in range(n_pieces)}
+    assert sorted(map(tuple, pieces)) == sorted(wanted)
+    for first in range(0, B * H, together):
+        numbers = [number for _, head, _, number in pieces if first <= head < first + together]
+        assert numbers == sorted(numbers)
 
 
 # ---- all steps -----------------------------------------------------------------------------------------------------
