@@ -27,6 +27,7 @@ from kernels.matmul import (
     step9_tma_ring,
     step10_warp_specialization,
     step11_hidden_epilogue,
+    tensor_tiles,
     weight_gradient,
 )
 
@@ -114,6 +115,15 @@ def test_products_have_the_same_bits_every_way(step, run_every_way):
     inp, weight, bias, _ = (host.to_device(x, "bfloat16") for x in random_case(shape, "bfloat16"))
     out = host.to_device(np.zeros(shape[:2]), "bfloat16")
     run_every_way(step.matmul_forward.prepare(out, inp, weight, bias), out)
+
+
+@pytest.mark.skipif(not SIMULATED, reason="a device function is called from Python")
+@pytest.mark.parametrize("line_bytes", [128, 256, 512])
+def test_swizzled_pieces_of_eight_lines_lie_in_different_banks(line_bytes):
+    for piece in range(line_bytes // 16):
+        places = [tensor_tiles.swizzle_device(line, 16 * piece, line_bytes) for line in range(8)]
+        assert len({place % 128 for place in places}) == 8
+        assert [place // line_bytes for place in places] == list(range(8))  # each in its own line
 
 
 def test_slices_are_added_in_a_fixed_order(run_every_way, monkeypatch):
