@@ -28,6 +28,7 @@ from kernels import SIMULATED
 
 BYTES_PER_PARAMETER = 18  # bf16 weight; fp32 gradient, master weight, m and v
 SMALL_SHARE = 0.003  # of the arena: buffers below it stand in one line
+SMALL_TIME = 0.005  # of the step: operations below it share a bar
 GROUP_OF_BUFFER = {
     "ln1": "outputs of the norms",
     "ln2": "outputs of the norms",
@@ -208,7 +209,7 @@ def plot_waterfall(name: str = "profile") -> None:
     if not measured:
         print(f"{name}: not measured yet")
         return
-    *rows, step = measured[0].rows
+    *rows, step = _without_small_ones(measured[0].rows)
     plt.figure(figsize=(6.4, 0.3 * len(rows) + 1.3))
     start = 0.0
     for place, row in enumerate([*rows, step]):
@@ -219,6 +220,15 @@ def plot_waterfall(name: str = "profile") -> None:
         plt.text(left + row["median_ms"], place, f" {row['median_ms']:.1f}", va="center", fontsize=8)
         start += row["median_ms"]
     plt.yticks(range(len(rows) + 1), [row["op"] for row in (*rows, step)], fontsize=8)
-    plt.gca().invert_yaxis()
+    plt.ylim(len(rows) + 0.6, -0.6)
     plt.xlim(0, 1.1 * step["median_ms"])
     plt.xlabel("ms of the step; dark: the floor")
+
+
+def _without_small_ones(rows: list[Row]) -> list[Row]:
+    """Return the rows of a profile with the operations below half a percent of the step put together."""
+    *operations, idle, step = rows
+    large = [row for row in operations if row["median_ms"] >= SMALL_TIME * step["median_ms"]]
+    small = [row for row in operations if row not in large]
+    sums = {key: sum(row.get(key, 0.0) for row in small) for key in ("median_ms", "floor_ms")}
+    return [*large, *([{"op": f"{len(small)} others", **sums}] if small else []), idle, step]

@@ -37,7 +37,7 @@ def order_figure() -> str:
         shapes.append(text_at(x + 29, 48, f"{place + 1}", "middle", QUIET, 12))
         for row, (name, colours) in enumerate((("forward", PALE), ("loss", YELLOW), ("backward", LIT))):
             y = 54 + 23 * row
-            shapes += [thin(x, y, 58, colours, 20), text_at(x + 29, y + 14, name, "middle", colours[1], 12)]
+            shapes += [thin(x, y, 58, colours, 20), text_at(x + 29, y + 14, name, "middle", colours[1], 11)]
         shapes.append(arrow(x + 29, 123, x + 29, 152))
         shapes.append(text_at(x + 43, 145, "+=", "middle", QUIET, 12))
         x += 65

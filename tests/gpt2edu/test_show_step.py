@@ -31,7 +31,9 @@ SHAPE = {"B": 64, "T": 1024}
 ROWS = [
     {"op": "matmul_forward", "median_ms": 30.0, "tflop_per_s": 500.0, "floor_ms": 20.0, "ceiling_share": 2 / 3},
     {"op": "gelu_forward", "median_ms": 8.0, "gb_per_s": 2000.0, "floor_ms": 5.0, "ceiling_share": 0.625, "n_runs": 96},
-    {"op": "idle", "median_ms": 2.0},
+    {"op": "zero", "median_ms": 0.1, "gb_per_s": 2000.0, "floor_ms": 0.05, "ceiling_share": 0.5},
+    {"op": "total", "median_ms": 0.1},
+    {"op": "idle", "median_ms": 1.8},
     {"op": "step", "median_ms": 40.0, "floor_ms": 25.0, "ceiling_share": 0.625},
 ]
 
@@ -105,7 +107,7 @@ def test_profile_table(results):
     write(results)
     table = show_profile()
     assert table.rows[0] == ["`matmul_forward`", "1", "30.0", "75.0%", "500 TFLOP/s", "20.0", "67%"]
-    assert table.rows[2] == ["idle", "1", "2.0", "5.0%", "", "", ""]
+    assert table.rows[4] == ["idle", "1", "1.8", "4.5%", "", "", ""]
     assert "3,000 GB/s and 750 TFLOP/s" in table.caption
 
 
@@ -114,8 +116,12 @@ def test_waterfall_bars_follow_each_other(results, capsys):
     plot_waterfall()
     assert capsys.readouterr().out == ""
     bars = plt.gca().patches
-    assert [(bar.get_x(), bar.get_width()) for bar in bars[::2]] == [(0, 30), (30, 8), (38, 2), (0, 40)]
-    assert [bar.get_width() for bar in bars[1::2]] == [20, 5, 0, 25]
+    starts, widths = [0, 30, 38, 38.2, 0], [30, 8, 0.2, 1.8, 40]
+    assert [bar.get_x() for bar in bars[::2]] == pytest.approx(starts)
+    assert [bar.get_width() for bar in bars[::2]] == pytest.approx(widths)
+    assert [bar.get_width() for bar in bars[1::2]] == pytest.approx([20, 5, 0.05, 0, 25])
+    names = [label.get_text() for label in plt.gca().get_yticklabels()]
+    assert names == ["matmul_forward", "gelu_forward", "2 others", "idle", "step"]
 
 
 def test_memory_plot_has_a_bar_for_each_setting():
