@@ -11,6 +11,7 @@ import functools
 from numba import cuda
 
 from kernels import SIMULATED
+from kernels.launch import MAX_SHARED_BYTES
 from kernels.registry import ARCHITECTURES
 
 HOPPER = (9, 0)
@@ -53,3 +54,9 @@ def force_architecture(name: str | None) -> None:
 def n_multiprocessors() -> int:
     """Return how many blocks run side by side when each fills a multiprocessor; one in the simulator."""
     return 1 if SIMULATED else cuda.get_current_device().MULTIPROCESSOR_COUNT
+
+
+@functools.cache
+def most_shared_bytes() -> int:
+    """Return the bytes of shared memory that a block may ask for: 227 KiB on Hopper, 163 on an A100, 99 on others."""
+    return MAX_SHARED_BYTES if SIMULATED else cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from numba import cuda, float32, int32, uint8, uint32
 
-from kernels.architecture import n_multiprocessors
+from kernels.architecture import most_shared_bytes, n_multiprocessors
 from kernels.launch import Launch, ceil_div
 from kernels.matmul import step6_swizzle
 from kernels.matmul.common import (
@@ -60,7 +60,7 @@ GROUP = 16
 """Rows of tiles that are done column by column, so that blocks running side by side read the same operands."""
 
 WORD = 0xFFFFFFFF
-"""Numbers cut to 32 bits, which the compiler divides ten times faster than those of 64."""
+"""Cuts a number to 32 bits: the compiler divides such numbers with far fewer instructions than those of 64."""
 
 
 @cuda.jit(device=True)
@@ -213,8 +213,8 @@ KERNELS = {layout: make_kernel(layout) for layout in LAYOUTS}
 
 
 def step(product: Product, stream: object) -> list[Launch]:
-    """Launch a block for each multiprocessor; what does not come in whole pieces of 16 bytes goes to step 6."""
-    if not takes_pieces(product):
+    """Launch a block for each multiprocessor, or use step 6 on a GPU of less shared memory and for ragged rows."""
+    if not takes_pieces(product) or most_shared_bytes() < SHARED_BYTES:
         return step6_swizzle.step(product, stream)
     layout = layout_of(product)
     tiles = ceil_div(product.I, TILE_I) * ceil_div(product.J, TILE_J)
