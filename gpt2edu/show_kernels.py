@@ -87,7 +87,8 @@ def ptx_instructions(kernel: Any, signature: str, *starts: str, architecture: st
         architecture: `sm_80` or `sm_90a`.
     """
     ptx: str = _elsewhere(_ptx, False, _name(kernel), signature, architecture)
-    found = re.findall(r"^\s*(?:@!?%\w+\s+)?([a-z][\w.]+)", ptx, re.MULTILINE)
+    statements = re.split(r"[;{}\n]", ptx)  # inline PTX has several to a line
+    found = [match[1] for text in statements if (match := re.match(r"\s*(?:@!?%?\w+\s+)?([a-z][\w.]+)", text))]
     return list(dict.fromkeys(name for name in found if name.startswith(starts)))
 
 

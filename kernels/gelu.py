@@ -125,7 +125,7 @@ def bias_gelu_backward_kernel(grad_inp_NF, grad_out_NF, inp_NF, bias_F, packs):
 def gelu_forward(out_N, inp_N, stream=0):
     """Apply GELU (tanh form) to each element. `out_N` may be `inp_N` if backward does not follow.
 
-    Reads    inp_N: float32 or bfloat32, C-contiguous, on the device, any shape.
+    Reads    inp_N: float32 or bfloat16, C-contiguous, on the device, any shape.
     Writes   out_N (=), of the same dtype and size.
     Work     about 12*N flop, 2*N*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_gelu.py).
@@ -142,7 +142,7 @@ def gelu_forward(out_N, inp_N, stream=0):
 def gelu_backward(grad_inp_N, grad_out_N, inp_N, stream=0):
     """Multiply the gradient of the output by the derivative of GELU. `grad_inp_N` may be `grad_out_N`.
 
-    Reads    grad_out_N, inp_N: float32 or bfloat32, C-contiguous, on the device, any shape.
+    Reads    grad_out_N, inp_N: float32 or bfloat16, C-contiguous, on the device, any shape.
     Writes   grad_inp_N (=), of the same dtype and size.
     Work     about 20*N flop, 3*N*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_gelu.py).
@@ -165,7 +165,7 @@ def _block_of_row(F: int) -> int:
 def bias_gelu_forward(out_NF, inp_NF, bias_F, stream=0):
     """Add a bias to each row and apply GELU (tanh form).
 
-    Reads    inp_NF, bias_F: float32 or bfloat32, C-contiguous, on the device.
+    Reads    inp_NF, bias_F: float32 or bfloat16, C-contiguous, on the device.
     Writes   out_NF (=), of the same dtype.
     Work     about 13*N*F flop, 2*N*F*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_gelu.py).
@@ -185,7 +185,7 @@ def bias_gelu_backward(grad_inp_NF, grad_out_NF, inp_NF, bias_F, stream=0):
 
     The gradient of the bias is the sum of `grad_inp_NF` over the rows. `grad_inp_NF` may be `grad_out_NF`.
 
-    Reads    grad_out_NF, inp_NF, bias_F: float32 or bfloat32, C-contiguous, on the device.
+    Reads    grad_out_NF, inp_NF, bias_F: float32 or bfloat16, C-contiguous, on the device.
     Writes   grad_inp_NF (=), of the same dtype.
     Work     about 21*N*F flop, 3*N*F*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_gelu.py).

@@ -57,7 +57,7 @@ def zero(out_N, stream=0):
     """Set every element to zero.
 
     Reads    nothing.
-    Writes   out_N (=): float32 or bfloat32, C-contiguous, on the device, any shape.
+    Writes   out_N (=): float32 or bfloat16, C-contiguous, on the device, any shape.
     Work     N*itemsize bytes: memory-bound.
     Error    none (test_memory.py).
     Raises   ValueError if the dtype is another or the array not contiguous; nothing is launched then.
@@ -77,10 +77,10 @@ def _cast(arrays, sizes, stream) -> list[Launch]:
 def copy(out_N, inp_N, stream=0):
     """Copy the elements.
 
-    Reads    inp_N: float32 or bfloat32, C-contiguous, on the device, any shape.
+    Reads    inp_N: float32 or bfloat16, C-contiguous, on the device, any shape.
     Writes   out_N (=), of the same dtype and size.
     Work     2*N*itemsize bytes: memory-bound; the bandwidth that other kernels are compared with.
-    Error    none; a bfloat32 NaN becomes the canonical one (test_memory.py).
+    Error    none; a bfloat16 NaN becomes the canonical one (test_memory.py).
     Raises   ValueError if a size or dtype disagrees; nothing is launched then.
     Source   CUDA C++ Best Practices Guide, coalesced access to global memory.
     Book     Chapter 04.
@@ -90,14 +90,14 @@ def copy(out_N, inp_N, stream=0):
 
 @launcher
 def cast(out_N, inp_N, stream=0):
-    """Convert float32 to bfloat32, rounding to nearest even, or bfloat32 to float32, exactly.
+    """Convert float32 to bfloat16, rounding to nearest even, or bfloat16 to float32, exactly.
 
-    Reads    inp_N: float32 or bfloat32, C-contiguous, on the device, any shape.
-    Writes   out_N (=), float32 or bfloat32 of the same size; equal dtypes copy.
+    Reads    inp_N: float32 or bfloat16, C-contiguous, on the device, any shape.
+    Writes   out_N (=), float32 or bfloat16 of the same size; equal dtypes copy.
     Work     6*N bytes: memory-bound.
     Error    that of one rounding (test_memory.py).
     Raises   ValueError if a size disagrees or a dtype is another; nothing is launched then.
-    Source   PTX ISA, cvt.rn.bf16x2.f32; Kalamkar et al. 2019 (arXiv:1905.12322) for bfloat32 in training.
+    Source   PTX ISA, cvt.rn.bf16x2.f32; Kalamkar et al. 2019 (arXiv:1905.12322) for bfloat16 in training.
     Book     Chapter 04.
     """
     out, out_size = take(real={"out_N": out_N})

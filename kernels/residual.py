@@ -39,7 +39,7 @@ def residual_forward_kernel(out_N, inp_N, added_N, whole):
 def residual_forward(out_N, inp_N, added_N, stream=0):
     """Add two arrays element by element. `out_N` may be one of the inputs.
 
-    Reads    inp_N, added_N: float32 or bfloat32, C-contiguous, on the device, any shape.
+    Reads    inp_N, added_N: float32 or bfloat16, C-contiguous, on the device, any shape.
     Writes   out_N (=), of the same dtype and size.
     Work     N flop, 3*N*itemsize bytes: memory-bound.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_residual.py).

@@ -32,7 +32,7 @@ def launches() -> dict[str, tuple]:
         "add two arrays of 20": (add_kernel, x_20, x_20.copy(), x_20.copy()),
         "copy 1,024: a run for each lane": (copy_runs_kernel, x_1024, x_1024.copy(), 32),
         "copy 1,024: neighbours": (copy_strided_kernel, x_1024, x_1024.copy()),
-        "copy 256 of bf16, 128 bits at a time": (cast_kernel, half_256, half_256.copy(), 32),
+        "copy 256 of bf16, 128 bits at a time": (cast_kernel, half_256, half_256.copy(), 256),
         "layernorm: a row for each thread": (row_per_thread_kernel, *norm),
         "layernorm: a row for each warp": (warp_per_row_kernel, *norm),
     }

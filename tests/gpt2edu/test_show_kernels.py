@@ -32,7 +32,7 @@ def test_steps(process):
 
 def test_steps_of_vectors(process):
     x = np.zeros(512, np.uint16)
-    table = show_kernels.show_steps(cast_kernel, 1, 32, x, x, 32, lanes=(1,))
+    table = show_kernels.show_steps(cast_kernel, 1, 32, x, x, 256, lanes=(1,))
     assert table.rows[0] == ["1 load", "512", "16", "`inp_N[8:16]`"]
 
 
