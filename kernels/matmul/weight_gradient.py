@@ -192,7 +192,7 @@ def grad_weight_kernel(map_a, map_b, map_out, turns, I, J, K, slices, apart, acc
 MAX_SLICES = 24
 MIN_STEPS = 16  # stages of a slice
 STEPS_OF_ADDING = 12
-"""What another round costs, in stages: fitted to times of an H100, on which adding a tile takes 5 us, about 7 stages."""
+"""What another round costs, in stages: fitted to times of an H100, where adding a tile takes 5 us, about 7 stages."""
 
 
 @functools.cache

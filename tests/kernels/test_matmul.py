@@ -126,6 +126,19 @@ def test_swizzled_pieces_of_eight_lines_lie_in_different_banks(line_bytes):
         assert [place // line_bytes for place in places] == list(range(8))  # each in its own line
 
 
+@pytest.mark.skipif(not SIMULATED, reason="a device function is called from Python")
+@pytest.mark.parametrize(("rows", "columns", "n_slices"), [(1, 1, 1), (16, 1, 1), (35, 3, 1), (32, 5, 4)])
+def test_blocks_share_out_all_work_once_and_nothing_past_its_end(rows, columns, n_slices):
+    I, J, K = rows * step7_multistage.TILE_I, columns * step7_multistage.TILE_J - 8, 700  # noqa: E741
+    done = []
+    for item in range(rows * columns * n_slices + 7):
+        tile, _, first, end = step7_multistage.slice_device(item, n_slices, I, J, K, n_slices > 1)
+        place = step7_multistage.tile_place_device(tile, I, J)
+        done += [(*place, stage) for stage in range(first, end)]
+    assert len(done) == len(set(done)) == rows * columns * 11
+    assert {i for i, _, _ in done} == set(range(0, I, 128)) and {j for _, j, _ in done} == set(range(0, J, 256))
+
+
 def test_slices_are_added_in_a_fixed_order(run_every_way, monkeypatch):
     shape = (200, 8, 136)  # four stages in two slices: the ring goes round
     monkeypatch.setattr(step7_multistage, "slices_of", lambda *_: 2)
@@ -162,7 +175,7 @@ def portable():
 
 @pytest.mark.parametrize("step", HOPPER_STEPS)
 def test_products_on_hopper(step, hopper):
-    check_all_products(step, (72, 136, 200), "bfloat16", execute_once)  # every edge is cut, and the ring goes round
+    check_all_products(step, (72, 136, 328), "bfloat16", execute_once)  # every edge is cut, and the ring goes round
     check_all_products(step, (8, 37, 72), "bfloat16", execute_once, options=[True])  # odd rows of the output
 
 
