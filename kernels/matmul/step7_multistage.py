@@ -86,7 +86,7 @@ def slice_device(item, slices, I, J, K, sliced):  # noqa: E741
     tiles = (I + TILE_I - 1) // TILE_I * ((J + TILE_J - 1) // TILE_J)
     stages = (K + TERMS - 1) // TERMS
     if not sliced:
-        return item, 0, 0, stages if item < tiles else 0
+        return min(item, tiles - 1), 0, 0, stages if item < tiles else 0
     index = divide_device(item, tiles)
     first, end = divide_device(stages * index, slices), divide_device(stages * (index + 1), slices)
     return item - index * tiles, index, first, min(end, stages)
