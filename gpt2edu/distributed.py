@@ -27,6 +27,8 @@ from gpt2edu.errors import Gpt2EduError
 from gpt2edu.launcher import abort_ranks, end_all_ranks, import_mpi, launched_world, own_mpiexec
 from gpt2edu.parameters import Shard
 
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 20e-6, 1e-3  # between two looks whether the other ranks are there
+
 
 class Communicator(ABC):
     """What a rank needs of the others; used as `with make_communicator(device) as communicator`.
@@ -147,38 +149,55 @@ class MpiCommunicator(Communicator):
         sys.excepthook = lambda _kind, problem, _traceback: end_all_ranks(problem)
 
     def barrier(self) -> None:
-        """Wait for all ranks; MPI's own barrier would keep a core busy."""
-        request = self._world.Ibarrier()
-        while not request.Test():
-            time.sleep(0.001)
+        """Wait for all ranks."""
+        self._wait(self._world.Ibarrier())
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Return `root`'s value (any object that pickles)."""
-        return self._world.bcast(value, root)
+        return self.gather(value if self.rank == root else None)[root]
 
     def gather(self, value: Any) -> list[Any]:
         """Return all ranks' values (any objects that pickle)."""
-        return self._world.allgather(value)
+        own = self._mpi.pickle.dumps(value)
+        sizes = np.empty(self.world_size, np.int32)
+        self._wait(self._world.Iallgather(np.array([len(own)], np.int32), sizes))
+        received = bytearray(sizes.sum())
+        self._wait(self._world.Iallgatherv(own, (received, sizes)))
+        ends = np.cumsum(sizes)
+        return [self._mpi.pickle.loads(received[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
     def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
-        """Send every rank its slice and add what arrives in rank order.
+        """Send every rank its slices, all in one message, and add what arrives in rank order.
 
         MPI's own reduce-scatter adds in an order that depends on the algorithm it picks.
         """
+        shards = list(shards)
+        slices = [self._all_slices(flat, shard).numpy().reshape(self.world_size, -1) for shard in shards]
+        sent = np.concatenate(slices, axis=1)
+        received = np.empty_like(sent)
+        self._wait(self._world.Ialltoall(sent, received))
+        mean = received[0]
+        for part in received[1:]:
+            mean += part
+        mean /= self.world_size
+        start = 0
         for shard in shards:
-            block = self._all_slices(flat, shard).numpy()
-            received = np.empty((self.world_size, shard.size), block.dtype)
-            self._world.Alltoall(block, received)
-            mean = received[0]
-            for part in received[1:]:
-                mean += part
-            mean /= self.world_size
-            _own_slice(flat, shard).numpy()[:] = mean
+            _own_slice(flat, shard).numpy()[:] = mean[start : start + shard.size]
+            start += shard.size
 
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
-        """Gather in place, slice by slice."""
+        """Send this rank's slices, all in one message, to every rank."""
+        if flat.dtype == torch.bfloat16:
+            flat = flat.view(torch.int16)  # NumPy has no bfloat16; the bits are only moved
+        shards = list(shards)
+        sent = np.concatenate([_own_slice(flat, shard).numpy() for shard in shards])
+        received = np.empty((self.world_size, sent.size), sent.dtype)
+        self._wait(self._world.Iallgather(sent, received))
+        start = 0
         for shard in shards:
-            self._world.Allgather(self._mpi.IN_PLACE, self._all_slices(flat, shard).numpy())
+            slices = self._all_slices(flat, shard).numpy().reshape(self.world_size, -1)
+            slices[:] = received[:, start : start + shard.size]
+            start += shard.size
 
     def abort(self, message: str, code: int = 1) -> NoReturn:
         """Print `message` and end every rank with exit code `code`."""
@@ -188,6 +207,14 @@ class MpiCommunicator(Communicator):
         leaves_well = isinstance(problem, SystemExit) and not problem.code
         if problem is not None and not leaves_well:
             end_all_ranks(problem)
+
+    @staticmethod
+    def _wait(request: Any) -> None:
+        """Wait until an operation is complete; MPI's own wait would keep a core busy, which other ranks may need."""
+        pause_s = SHORTEST_PAUSE_S
+        while not request.Test():
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _all_slices(self, flat: torch.Tensor, shard: Shard) -> torch.Tensor:
         """Return the run of `flat` that holds `shard` and its equals on the other ranks, in rank order."""

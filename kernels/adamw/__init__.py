@@ -4,9 +4,10 @@ The production kernel is the one imported here.
 """
 
 from kernels.adamw import step1_plain, step2_fused, step3_vectorized
+from kernels.adamw.rounding import round_weights
 from kernels.adamw.step3_vectorized import adamw_update
 
 LADDER = [step1_plain, step2_fused, step3_vectorized]
 """The steps, each with an `adamw_update` of one signature. All give the same bits."""
 
-__all__ = ["LADDER", "adamw_update"]
+__all__ = ["LADDER", "adamw_update", "round_weights"]

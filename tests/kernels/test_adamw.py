@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels import host
-from kernels.adamw import LADDER, adamw_update, reference
+from kernels.adamw import LADDER, adamw_update, reference, round_weights
 from kernels.adamw.common import mix, round_stochastically_device
 from kernels.elements import store
 
@@ -86,6 +86,23 @@ def test_stochastic_rounding_has_the_right_mean():
     assert (copies[0] != copies[1]).any(), "another seed gives other bits"
     by_element = (copies > 1).mean(axis=0)
     assert by_element.std() < 0.15, "no element is favoured"
+
+
+def test_pieces_are_rounded_as_the_whole_is():
+    n, seed = 61, 7
+    master = np.random.default_rng(5).standard_normal(n).astype(np.float32)
+    whole, state = host.to_device(np.zeros(n), "bfloat16"), [host.to_device(np.zeros(n), "float32") for _ in range(3)]
+    one, decay = host.to_device(np.array([0, n])), host.to_device(np.zeros(1), "float32")
+    adamw_update(whole, host.to_device(master), *state, one, decay, learning_rate=0.0, seed=seed)
+    places, sizes = np.array([3, 20, 21, 40]), np.array([6, 1, 9, 20])  # odd and even ones
+    chosen = np.concatenate([np.arange(place, place + size) for place, size in zip(places, sizes, strict=True)])
+    bounds = host.to_device(np.concatenate([[0], np.cumsum(sizes)]))
+    pieces = host.to_device(np.zeros(chosen.size), "bfloat16")
+    round_weights(pieces, host.to_device(master[chosen]), bounds, host.to_device(places), seed=seed)
+    np.testing.assert_array_equal(host.to_host(pieces), host.to_host(whole)[chosen])
+    assert (host.to_host(pieces) != host.to_host(host.to_device(master[chosen], "bfloat16"))).any()
+    with pytest.raises(ValueError, match="4 pieces in place_S need 5 bounds_M, not 2"):
+        round_weights(pieces, host.to_device(master[chosen]), one, host.to_device(places))
 
 
 @cuda.jit
