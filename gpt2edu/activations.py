@@ -16,9 +16,10 @@ from torch import Tensor
 
 from gpt2edu.config import ModelConfig
 from kernels.attention import attention_scratch_size
-from kernels.encoder import encoder_scratch_size, token_plan_size
+from kernels.encoder import encoder_scratch_size
 from kernels.layernorm import layernorm_scratch_size
 from kernels.matmul import bias_scratch_size
+from kernels.token_plan import token_plan_size
 
 ALIGNMENT = 256  # bytes, as cudaMalloc gives
 

@@ -32,10 +32,10 @@ from gpt2edu.torch_engine import DTYPES, MEMORY_MARGIN, choose_dtype
 from kernels import SIMULATED
 from kernels.adamw import adamw_update
 from kernels.architecture import force_architecture
-from kernels.encoder import plan_token_gradient
 from kernels.global_norm import squared_norm, sum_scratch_size, total
 from kernels.launch import Prepared
 from kernels.memory import cast, zero
+from kernels.token_plan import plan_token_gradient
 
 PassesKind = TypeVar("PassesKind", bound=Passes)
 MAX_SHAPES = 32  # whose launches are kept

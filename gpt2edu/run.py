@@ -88,10 +88,8 @@ def prepare_run(
     """
     settings = dataclasses.replace(settings)
     if settings.num_processes not in (None, 1, communicator.world_size):
-        raise UsageError(
-            f"-pn {settings.num_processes} but {communicator.world_size} started; "
-            f"start with mpirun -np {settings.num_processes}"
-        )
+        wanted, started = settings.num_processes, communicator.world_size
+        raise UsageError(f"-pn {wanted} but {started} started; start with mpirun -np {wanted}")
     if settings.overfit_one_batch:
         settings.train_pattern = settings.val_pattern
     settings.backend, backend_note = choose_backend(settings, device, communicator.world_size)
@@ -114,6 +112,7 @@ def prepare_run(
     tokenizer, tokenizer_note = find_tokenizer(settings, config, manifest)
     hellaswag_path, hellaswag_note = find_hellaswag(settings, config)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    n_steps = train_loader.steps_per_epoch if settings.max_steps == -1 else settings.max_steps
     run = Run(
         settings=settings,
         communicator=communicator,
@@ -127,10 +126,10 @@ def prepare_run(
         log=MainLog(None),
         say=say,
         first_step=restored.step if restored else 0,
-        n_steps=train_loader.steps_per_epoch if settings.max_steps == -1 else settings.max_steps,
+        n_steps=n_steps,
     )
-    if run.first_step > run.n_steps:
-        raise UsageError(f"-x {run.n_steps}: the run in {settings.output_dir} is at step {run.first_step} already")
+    if run.first_step > n_steps:
+        raise UsageError(f"-x {n_steps}: the run in {settings.output_dir} is at step {run.first_step} already")
     if restored:
         run.load_extra_state(restored.extra or {})
     elif settings.resume:

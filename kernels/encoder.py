@@ -19,6 +19,7 @@ from kernels.elements import load, load8, load_packs, store, store8, store_packs
 from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
 from kernels.reduce import SUM_BLOCK, chunk_sum
 from kernels.registry import kernel
+from kernels.token_plan import SEGMENT, plan_parts, token_plan_size
 
 BLOCK = 256
 WARPS = BLOCK // WARP_SIZE
@@ -27,21 +28,9 @@ OWNED = PACKS * PACK
 LANE_STRIDE = WARP_SIZE * PACK  # channels between the packs of a lane
 TILE = PACKS * LANE_STRIDE
 SEGMENTS = 4  # of a warp, one after the other
-SEGMENT = 32  # places of a segment at most
 BATCH = 4  # rows under way in the position gradient
 BATCH_OWNED = BATCH * PACK
 MERGE_GRID = 1056  # blocks at most; 8 on each of the 132 multiprocessors of an H100
-
-
-def _plan_parts(N: int) -> list[int]:
-    """Return the lengths of the parts of a plan: counts, places, bounds, targets, merge bounds, merge tokens."""
-    most_split = ceil_div(N, SEGMENT)
-    return [2, N, N + 1, N, most_split + 1, most_split]
-
-
-def token_plan_size(N: int) -> int:
-    """Return the integers of a plan for N places. It does not depend on the tokens, as a captured launch needs."""
-    return sum(_plan_parts(N))
 
 
 def _most_partials(N: int) -> int:
@@ -51,41 +40,6 @@ def _most_partials(N: int) -> int:
 def encoder_scratch_size(N: int, C: int) -> int:
     """Return the float32 elements that `encoder_backward` needs in `scratch_S`."""
     return _most_partials(N) * C
-
-
-def plan_token_gradient(tokens: np.ndarray) -> np.ndarray:
-    """Plan on the host how the gradients of a batch's places are added up by token.
-
-    Args:
-        tokens: int32 or int64, any shape, N elements from 0 to 65535.
-
-    Returns:
-        int32 (`token_plan_size(N)`,), the parts one after the other:
-        counts (2): of the segments, and of the tokens with several;
-        places (N): the flat places, those of equal tokens together and in their order;
-        bounds (N + 1): where in it each segment begins, and after the last the end;
-        targets (N): of each segment its token, or -1 - k if its sum is the k-th partial sum;
-        merge bounds and merge tokens: of each token with several segments, where its partial sums begin, and itself.
-        Unused entries are 0.
-    """
-    flat = tokens.reshape(-1).astype(np.uint16)  # 16 bits are sorted in linear time
-    places = np.argsort(flat, kind="stable")
-    in_order = flat[places]
-    starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))
-    n_segments_of = -(-np.diff(np.append(starts, flat.size)) // SEGMENT)
-    owner = np.repeat(np.arange(starts.size), n_segments_of)  # of each segment, as a place in `starts`
-    within = np.arange(owner.size) - (np.cumsum(n_segments_of) - n_segments_of)[owner]
-    split = n_segments_of > 1
-    bounds = np.append(starts[owner] + SEGMENT * within, flat.size)
-    targets = np.where(split[owner], -np.cumsum(split[owner]), in_order[starts[owner]].astype(np.int64))
-    merge_bounds = np.concatenate([[0], np.cumsum(n_segments_of[split])])
-    parts = [[owner.size, split.sum()], places, bounds, targets, merge_bounds, in_order[starts[split]]]
-    plan = np.zeros(token_plan_size(flat.size), np.int32)
-    begin = 0
-    for part, length in zip(parts, _plan_parts(flat.size), strict=True):
-        plan[begin : begin + len(part)] = part
-        begin += length
-    return plan
 
 
 @kernel("void(real[:, ::1], int32[::1], real[:, ::1], real[:, ::1], int64, int64)", launch_bounds=(BLOCK, 3))
@@ -294,7 +248,7 @@ def encoder_backward(grad_token_weight_VC, grad_position_weight_SC, scratch_R, g
     grad_out_NC = arrays.grad_out_BTC.reshape(N, C)
     whole = T * C if n_packs(C, arrays.grad_position_weight_SC, grad_out_NC) * PACK == C else 0
     position_grid = ceil_div(T * C, BLOCK * PACK)
-    ends = np.cumsum(_plan_parts(N)).tolist()
+    ends = np.cumsum(plan_parts(N)).tolist()
     counts, places, bounds, targets, merge_bounds, merge_tokens = (
         arrays.plan_P[begin:end] for begin, end in zip([0, *ends], ends, strict=False)
     )

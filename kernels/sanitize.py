@@ -24,12 +24,7 @@ from kernels.architecture import architecture, force_architecture
 from kernels.attention import attention_backward, attention_forward, attention_scratch_size, step4_tensor_cores
 from kernels.attention.decode import attention_decode, attention_decode_scratch_size
 from kernels.classifier import fused_classifier
-from kernels.encoder import (
-    encoder_backward,
-    encoder_forward,
-    encoder_scratch_size,
-    plan_token_gradient,
-)
+from kernels.encoder import encoder_backward, encoder_forward, encoder_scratch_size
 from kernels.gelu import bias_gelu_backward, bias_gelu_forward, gelu_backward, gelu_forward
 from kernels.global_norm import squared_norm, sum_scratch_size, total
 from kernels.launch import Prepared
@@ -38,6 +33,7 @@ from kernels.matmul import bias_scratch_size, matmul_forward, matmul_grad_bias, 
 from kernels.memory import cast, copy, zero
 from kernels.registry import all_kernels
 from kernels.residual import residual_forward
+from kernels.token_plan import plan_token_gradient
 
 DTYPES = ("float32", "bfloat16")
 ARCHITECTURES_HERE = {"sm_80": ("sm_80",), "sm_90a": ("sm_80", "sm_90a")}

@@ -57,7 +57,13 @@ def test_the_package_metadata_allows_every_pin(name):
 def test_every_import_of_the_packages_is_declared():
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     declared = {Requirement(text).name.replace("-", "_") for text in metadata["project"]["dependencies"]}
-    declared |= {"gpt2edu", "kernels", "tiktoken_ext", "llvmlite"}  # ours, and parts of tiktoken and numba
+    declared |= {
+        "gpt2edu",
+        "kernels",
+        "tiktoken_ext",
+        "llvmlite",
+        "cuda",
+    }  # ours, and parts of tiktoken, numba, numba-cuda
     for path in (path for folder in ("gpt2edu", "kernels") for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -22,6 +22,7 @@ from gpt2edu.bench_ops.case import (
 )
 from gpt2edu.config import ModelConfig
 from kernels import encoder
+from kernels.token_plan import plan_token_gradient
 
 
 def encoder_cases(device: torch.device, sizes: Sizes) -> list[Case]:
@@ -59,7 +60,7 @@ def _backward(device: torch.device, B: int, T: int, C: int, V: int) -> Case:
 
     def make(draw: Draw) -> Buffers:
         tokens = draw.tokens(V, B, T)
-        plan = torch.from_numpy(encoder.plan_token_gradient(tokens.cpu().numpy())).to(device)
+        plan = torch.from_numpy(plan_token_gradient(tokens.cpu().numpy())).to(device)
         scratch = draw.unwritten(encoder.encoder_scratch_size(B * T, C), dtype=torch.float32)
         grads = {"grad_wte": draw.normal(V, C, dtype=torch.float32), "grad_wpe": draw.normal(T, C, dtype=torch.float32)}
         return Buffers(grad_out=draw.normal(B, T, C), tokens=tokens, plan=plan, scratch=scratch, **grads)

@@ -65,7 +65,7 @@ def _make_kernel(held: type, held_name: str, pack_copies: int) -> Callable:
 
     @kernel(
         f"void(float32[::1], {held_name}[:, ::1], int32[::1], int64, float32, int64, int64)",
-        name=f"fused_classifier_kernel_{held_name}",
+        name=f"fused_classifier_{held_name}_kernel",
         launch_bounds=(MAX_BLOCK, 2),
     )
     def fused_classifier_kernel(losses_N, logits_NP, targets_N, V, grad_loss, write_gradient, accumulate):

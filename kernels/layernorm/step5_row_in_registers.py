@@ -58,7 +58,7 @@ def _forward_kernels(packs: int) -> SimpleNamespace:
 
     @kernel(
         "void(real[:, ::1], float32[::1], float32[::1], real[:, ::1], real[::1], real[::1], float32)",
-        name=f"layernorm_forward_kernel_{packs}",
+        name=f"layernorm_forward_{packs}_kernel",
         launch_bounds=BLOCK,
     )
     def layernorm_forward_kernel(out_NC, mean_N, rstd_N, inp_NC, weight_C, bias_C, eps):
@@ -80,7 +80,7 @@ def _forward_kernels(packs: int) -> SimpleNamespace:
     @kernel(
         "void(real[:, ::1], real[:, ::1], float32[::1], float32[::1], real[:, ::1], real[:, ::1], real[::1], "
         "real[::1], float32)",
-        name=f"residual_layernorm_forward_kernel_{packs}",
+        name=f"residual_layernorm_forward_{packs}_kernel",
         launch_bounds=BLOCK,
     )
     def residual_layernorm_forward_kernel(residual_NC, out_NC, mean_N, rstd_N, inp_NC, added_NC, weight_C, bias_C, eps):
@@ -138,7 +138,7 @@ def _backward_kernel(packs: int, held: str) -> Callable:
 
     @kernel(
         f"void({matrix}, float32[::1], {matrix}, {matrix}, {row}, float32[::1], float32[::1], int64, int64)",
-        name=f"layernorm_backward_kernel_{packs}_{held}",
+        name=f"layernorm_backward_{packs}_{held}_kernel",
         launch_bounds=(BACKWARD_BLOCK, blocks),
     )
     def layernorm_backward_kernel(

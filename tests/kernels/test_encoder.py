@@ -5,14 +5,8 @@ import pytest
 import torch
 
 from kernels import host, reference
-from kernels.encoder import (
-    SEGMENT,
-    encoder_backward,
-    encoder_forward,
-    encoder_scratch_size,
-    plan_token_gradient,
-    token_plan_size,
-)
+from kernels.encoder import encoder_backward, encoder_forward, encoder_scratch_size
+from kernels.token_plan import SEGMENT, plan_token_gradient, token_plan_size
 
 DTYPES = ["float32", "bfloat16"]
 SHAPES = [(1, 1, 1, 1), (2, 3, 9, 5), (3, 4, 776, 7), (1, 20, 16, 3), (11, 2, 16, 5)]  # B, T, C, V
