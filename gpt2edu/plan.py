@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from gpt2edu.communication import scaling_table
 from gpt2edu.config import ModelConfig
 from gpt2edu.errors import UsageError
 from gpt2edu.flops import flop_per_token, peak_flop_per_s
@@ -307,7 +308,7 @@ def plan_details(plan: Plan) -> str:
     ]
     lines = [f"  {name:9}{value}" for name, value in rows]
     if settings.hellaswag:
-        lines += ["", *price_table(plan), "", ASSUMPTIONS]
+        lines += ["", *price_table(plan), "", ASSUMPTIONS, "", *scaling_lines(plan)]
     return "\n".join(lines)
 
 
@@ -325,6 +326,13 @@ def price_table(plan: Plan) -> list[str]:
         name = f"{kind.name} {kind.memory_gb:.0f}GB"
         lines.append(f"  {name:14}{kind.dollars_per_hour:>9.2f}{kind.mfu:>6.2f}{cells[0]:>18}{cells[1]:>20}")
     return lines
+
+
+def scaling_lines(plan: Plan) -> list[str]:
+    """Return the lines of the predicted scaling of the GPUs in use; without any in the table, of H100s."""
+    kind = plan.gpu_kind or next(kind for kind in GPU_KINDS if kind.name == "H100")
+    settings, peak = plan.preset.settings, peak_flop_per_s(kind.name, "bf16") or math.nan
+    return scaling_table(plan.preset.model, settings.seq_len, settings.total_batch or 0, kind.mfu * peak, kind.name)
 
 
 def large_work(plan: Plan, *, data_ready: bool) -> list[str]:
