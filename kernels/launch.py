@@ -35,7 +35,6 @@ MAX_SHARED_BYTES = 227 * 1024
 """Shared memory that a block of a Hopper GPU may ask for; 163 KiB on an A100."""
 
 _BYTES_128 = 16
-_SHARED_BYTES_OF_EVERY_KERNEL = 48 * 1024
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -234,7 +233,7 @@ class Launch:
             if 0 in grid:
                 return
             self._configured = self.kernel[grid, self.block, as_stream(self.stream), self.shared_bytes]
-            if self.shared_bytes > _SHARED_BYTES_OF_EVERY_KERNEL and not SIMULATED:
+            if self.shared_bytes and not SIMULATED:  # 48 KB are free, but those of arrays of fixed size count, too
                 _allow_shared_memory(self._configured)
         self._configured(*self.arguments)
 

