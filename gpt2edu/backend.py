@@ -11,7 +11,7 @@ from gpt2edu.errors import UsageError
 from gpt2edu.torch_engine import TorchEngine, choose_dtype
 
 
-def choose_backend(settings: TrainConfig, device: torch.device, world_size: int) -> tuple[str, str]:
+def choose_backend(settings: TrainConfig, device: torch.device) -> tuple[str, str]:
     """Return the backend and the reason for it.
 
     Without `--backend` it is numba on an NVIDIA GPU of compute capability 8.0 or more, unless the run asks for what
@@ -26,7 +26,7 @@ def choose_backend(settings: TrainConfig, device: torch.device, world_size: int)
     try:
         from gpt2edu.engine import refuse  # here: who does not use Numba need not have it
 
-        refuse(settings, device, choose_dtype(settings.dtype, device)[0], world_size)
+        refuse(settings, device, choose_dtype(settings.dtype, device)[0])
     except (ImportError, UsageError) as problem:
         return "torch", f"backend: torch, because the kernels cannot be used ({problem})"
     return "numba", f"backend: numba, because the device is {torch.cuda.get_device_name(device)}"

@@ -153,6 +153,7 @@ FLAGS: dict[str, list[tuple[str, str | None, Callable[[str], Any], str]]] = {
         ),
         ("arch", None, one_of("sm_80", "sm_90a"), "family of hand-written kernels; the GPU's own when left out"),
         ("device", None, str, "cuda, cpu or mps; the best there is when left out"),
+        ("hang_timeout", None, number(0), "seconds that ranks wait for one that is stuck; 0 forever"),
         (
             "dtype",
             None,

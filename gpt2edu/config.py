@@ -164,6 +164,7 @@ class TrainConfig:
     backend: str | None = None  # None is chosen by the device
     arch: str | None = None  # of the numba engine
     device: str | None = None
+    hang_timeout: float = 600.0
     dtype: str | None = None
     compile: int | None = None
     deterministic: bool = False

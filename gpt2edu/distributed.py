@@ -12,6 +12,8 @@ two modes agree bit for bit.
 
 from __future__ import annotations
 
+import functools
+import os
 import socket
 import sys
 import time
@@ -24,8 +26,9 @@ import torch
 import torch.distributed as dist
 
 from gpt2edu.errors import Gpt2EduError
-from gpt2edu.launcher import abort_ranks, end_all_ranks, import_mpi, launched_world, own_mpiexec
+from gpt2edu.launcher import HANG_EXIT_CODE, abort_ranks, end_all_ranks, import_mpi, launched_world, own_mpiexec
 from gpt2edu.parameters import Shard
+from gpt2edu.watchdog import Watchdog
 
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 20e-6, 1e-3  # between two looks whether the other ranks are there
 
@@ -39,6 +42,7 @@ class Communicator(ABC):
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0  # counted on this machine
+    names: Sequence[str] = ()  # of all ranks, for messages; none for a process alone
 
     @abstractmethod
     def barrier(self) -> None:
@@ -146,10 +150,14 @@ class MpiCommunicator(Communicator):
         node = self._world.Split_type(self._mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.rank, node.size
         node.Free()
+        self.hang_timeout_s: float | None = None  # a watchdog is kept in the `with` block when it is set
+        self._watchdog: Watchdog | None = None
+        self.names = self.gather(f"rank {self.rank} is process {os.getpid()} on {socket.gethostname()}")
         sys.excepthook = lambda _kind, problem, _traceback: end_all_ranks(problem)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
+        self._begin()
         self._wait(self._world.Ibarrier())
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
@@ -158,6 +166,7 @@ class MpiCommunicator(Communicator):
 
     def gather(self, value: Any) -> list[Any]:
         """Return all ranks' values (any objects that pickle)."""
+        self._begin()
         own = self._mpi.pickle.dumps(value)
         sizes = np.empty(self.world_size, np.int32)
         self._wait(self._world.Iallgather(np.array([len(own)], np.int32), sizes))
@@ -171,6 +180,7 @@ class MpiCommunicator(Communicator):
 
         MPI's own reduce-scatter adds in an order that depends on the algorithm it picks.
         """
+        self._begin()
         shards = list(shards)
         slices = [self._all_slices(flat, shard).numpy().reshape(self.world_size, -1) for shard in shards]
         sent = np.concatenate(slices, axis=1)
@@ -187,6 +197,7 @@ class MpiCommunicator(Communicator):
 
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
         """Send this rank's slices, all in one message, to every rank."""
+        self._begin()
         if flat.dtype == torch.bfloat16:
             flat = flat.view(torch.int16)  # NumPy has no bfloat16; the bits are only moved
         shards = list(shards)
@@ -203,18 +214,43 @@ class MpiCommunicator(Communicator):
         """Print `message` and end every rank with exit code `code`."""
         abort_ranks(message, code)
 
+    def __enter__(self) -> Communicator:
+        if self.hang_timeout_s:
+            names = [name.replace(" is process ", " (process ") + ")" for name in self.names]
+            end = functools.partial(abort_ranks, code=HANG_EXIT_CODE)
+            self._watchdog = Watchdog(self.rank, names, self._open_store(), self.hang_timeout_s, end)
+            self.barrier()
+            self._watchdog.start()
+        return self
+
     def __exit__(self, _kind: object, problem: BaseException | None, _traceback: object) -> None:
         leaves_well = isinstance(problem, SystemExit) and not problem.code
         if problem is not None and not leaves_well:
             end_all_ranks(problem)
+        if self._watchdog:
+            self._watchdog.stop()
 
-    @staticmethod
-    def _wait(request: Any) -> None:
+    def _open_store(self) -> dist.TCPStore:
+        """Return a connection to a new store that rank 0 holds; every rank calls this."""
+        host = "127.0.0.1" if self.local_size == self.world_size else socket.gethostname()
+        # port 0: the system picks a free one, and rank 0 holds it from then on
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
+        host, port = self.broadcast((host, store.port if store else None))
+        return store or dist.TCPStore(host, port)
+
+    def _begin(self) -> None:
+        """Let the others know that this rank has come to its next operation."""
+        if self._watchdog:
+            self._watchdog.begin_operation()
+
+    def _wait(self, request: Any) -> None:
         """Wait until an operation is complete; MPI's own wait would keep a core busy, which other ranks may need."""
         pause_s = SHORTEST_PAUSE_S
         while not request.Test():
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        if self._watchdog:
+            self._watchdog.end_operation()
 
     def _all_slices(self, flat: torch.Tensor, shard: Shard) -> torch.Tensor:
         """Return the run of `flat` that holds `shard` and its equals on the other ranks, in rank order."""
@@ -238,11 +274,7 @@ class NcclCommunicator(MpiCommunicator):
         uuid = str(torch.cuda.get_device_properties(device).uuid) if device else None
         refuse_shared_gpus(self.gather((name, uuid)))
         torch.cuda.set_device(device)
-        # port 0: the system picks a free one, and rank 0 holds it from then on
-        host = "127.0.0.1" if self.local_size == self.world_size else name
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False) if self.rank == 0 else None
-        host, port = self.broadcast((host, store.port if store else None))
-        store = store or dist.TCPStore(host, port)
+        store = self._open_store()
         dist.init_process_group("nccl", store=store, rank=self.rank, world_size=self.world_size, device_id=device)
         # the same two functions, renamed by torch 2.13
         self._reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -250,11 +282,13 @@ class NcclCommunicator(MpiCommunicator):
 
     def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
         """Reduce in place on the device; the host does not wait."""
+        self._begin()
         for shard in shards:
             self._reduce_scatter(_own_slice(flat, shard), self._all_slices(flat, shard), dist.ReduceOp.AVG)
 
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
         """Gather in place on the device; the host does not wait."""
+        self._begin()
         for shard in shards:
             self._all_gather(self._all_slices(flat, shard), _own_slice(flat, shard))
 
@@ -263,8 +297,10 @@ class NcclCommunicator(MpiCommunicator):
         dist.destroy_process_group()
 
 
-def make_communicator(device: str) -> Communicator:
+def make_communicator(device: str, hang_timeout_s: float | None = None) -> Communicator:
     """Return the communicator for this process: alone, or one of several ranks on "cpu" or "cuda".
+
+    With `hang_timeout_s`, a rank for which the others wait longer ends all ranks (`gpt2edu.watchdog`).
 
     Raises:
         Gpt2EduError: MPI is missing. Any other error prints its sentence once and ends all ranks.
@@ -273,11 +309,11 @@ def make_communicator(device: str) -> Communicator:
         return SingleProcess()
     with MpiCommunicator() as communicator:
         communicator.require_equal("--device", device)
-        if device.startswith("cuda"):
-            return NcclCommunicator()
-        if not device.startswith("cpu"):
+        if not device.startswith(("cuda", "cpu")):
             raise Gpt2EduError(f"--device {device} has no several ranks: use cpu or cuda, or start without mpirun")
-        return communicator
+        chosen = NcclCommunicator() if device.startswith("cuda") else communicator
+    chosen.hang_timeout_s = hang_timeout_s
+    return chosen
 
 
 def refuse_shared_gpus(gpus: Sequence[tuple[str, str | None]]) -> None:

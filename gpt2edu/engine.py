@@ -2,14 +2,13 @@
 
 PyTorch gives the memory and moves it; every number is computed by a function of `kernels`. A batch's launches are
 prepared once for its shape (`gpt2edu.passes`), captured in a CUDA graph and replayed. In bf16 the weights that the
-kernels read are a bfloat16 copy of the fp32 master weights (`flat_parameters`), rounded stochastically at every update.
+kernels read are a bfloat16 copy of the fp32 master weights, rounded stochastically at every update (`kernel_adamw`).
 
 Shape suffix legend: B batch, T time, P padded vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -23,18 +22,16 @@ from gpt2edu.activations import activation_buffers, arena_bytes, cut_arena
 from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import Communicator
 from gpt2edu.errors import Gpt2EduError, UsageError
-from gpt2edu.optimizer import BETAS, EPSILON
-from gpt2edu.parameters import n_parameters, parameter_layout, shards_of_rank
+from gpt2edu.kernel_adamw import KernelAdamW
+from gpt2edu.parameters import parameter_layout
 from gpt2edu.passes import Passes
 from gpt2edu.replay import Replay, Uploader
-from gpt2edu.state_file import ROUNDING_SEED
 from gpt2edu.torch_engine import DTYPES, MEMORY_MARGIN, choose_dtype
 from kernels import SIMULATED
-from kernels.adamw import adamw_update
 from kernels.architecture import force_architecture
-from kernels.global_norm import squared_norm, sum_scratch_size, total
+from kernels.global_norm import sum_scratch_size, total
 from kernels.launch import Prepared
-from kernels.memory import cast, zero
+from kernels.memory import zero
 from kernels.token_plan import plan_token_gradient
 
 PassesKind = TypeVar("PassesKind", bound=Passes)
@@ -42,7 +39,7 @@ MAX_SHAPES = 32  # whose launches are kept
 SAMPLE_STEP = 64  # a text that is sampled grows by one token; its launches are prepared for multiples of this
 
 
-def refuse(settings: TrainConfig, device: torch.device, dtype: str, world_size: int) -> None:
+def refuse(settings: TrainConfig, device: torch.device, dtype: str) -> None:
     """Raise UsageError where this engine cannot run."""
     if SIMULATED and device.type != "cpu":
         raise UsageError(f"--backend numba: kernels are simulated here, on the CPU; use --device cpu, not {device}")
@@ -62,8 +59,6 @@ def refuse(settings: TrainConfig, device: torch.device, dtype: str, world_size: 
         raise UsageError("--dtype fp16 is for --backend torch only; use --dtype bf16 or fp32")
     if dtype == "bf16" and not settings.master_weights:
         raise UsageError("-w 0: --backend numba always has fp32 master weights; leave out -w 0")
-    if settings.zero_stage and world_size > 1:
-        raise UsageError("-z 1: --backend numba does not shard the optimizer's state; use -z 0 or --backend torch")
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class NumbaEngine:
     """Forward, backward and update of one rank; `gpt2edu.engine_protocol.Engine` documents the methods.
 
     Args:
-        config: the model's shape; its weights are zero until `flat_parameters` is filled.
+        config: the model's shape; its weights are zero until `load_parameters`.
         settings: of the run; `micro_batch` may still be None.
         communicator: the ranks.
         device: this rank's GPU, or the CPU in the simulator.
@@ -99,7 +94,7 @@ class NumbaEngine:
     ) -> None:
         self.config, self.settings, self.communicator, self.device = config, settings, communicator, device
         self.dtype, reason = choose_dtype(settings.dtype, device)
-        refuse(settings, device, self.dtype, communicator.world_size)
+        refuse(settings, device, self.dtype)
         force_architecture(settings.arch)
         where = (
             "simulated on the CPU, slowly: for tiny models only"
@@ -107,41 +102,28 @@ class NumbaEngine:
             else "compiled for this GPU when first used, which takes about 20 s"
         )
         self.notes = [f"precision: {reason}", f"kernels: {where}"]
-        self._own_shards = list(shards_of_rank(config, communicator.rank, communicator.world_size))
+        self._sums = torch.zeros(2, device=device)  # the losses' and the squared gradients', for one copy to the host
+        bf16 = self.dtype == "bf16"
         try:
-            self._allocate(n_parameters(config))
+            self._adamw = KernelAdamW(config, bf16, communicator, settings.zero_stage, self._sums[1:])
         except torch.OutOfMemoryError as problem:
             raise Gpt2EduError(
                 f"-e {settings.model}: weights, gradients and optimizer state do not fit the memory of {device}; "
-                "use a smaller model"
+                "use a smaller model, or more GPUs with -z 1"
             ) from problem
+        self.flat_parameters = self._adamw.master
+        self._read_parameters, self._gradients = self._adamw.parameters, self._adamw.gradients
         tensors = parameter_layout(config)
         self._weights = SimpleNamespace(**{t.name: t.view(self._read_parameters) for t in tensors})
         self._weight_gradients = SimpleNamespace(**{t.name: t.view(self._gradients) for t in tensors})
-        self._bounds = torch.tensor([*(t.offset for t in tensors), n_parameters(config)], device=device)
-        self._decay: dict[float, Tensor] = {}  # of each tensor, by the weight decay of the run
         self._start_step = zero.prepare(self._gradients)
-        self._global_norm = squared_norm.prepare(self._sums[1:], self._sum_scratch, self._gradients)
-        self._upload = Uploader(device)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._rounding_seed: int | None = None  # of the last update
-        self._rounded_version = -1
-        self._at_step_start = True
-        self.model = SampleModel(self)
-
-    def _allocate(self, n: int) -> None:
-        """Allocate what does not depend on the batch: 16 bytes a parameter, in bf16 2 more."""
-        self.flat_parameters = torch.zeros(n, device=self.device)
-        bf16 = self.dtype == "bf16"
-        self._read_parameters = (
-            torch.zeros(n, dtype=torch.bfloat16, device=self.device) if bf16 else self.flat_parameters
-        )
-        self._gradients, self._m, self._v = (torch.zeros(n, device=self.device) for _ in range(3))
-        self._sums = torch.zeros(2, device=self.device)  # the losses' and the squared gradients'
-        self._sum_scratch = torch.zeros(sum_scratch_size(n), device=self.device)
-        self._arena = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self._arena = torch.empty(0, dtype=torch.uint8, device=device)
         self._prepared: OrderedDict[tuple, Batch] = OrderedDict()
         self._batch: Batch | None = None  # of the step under way
+        self._upload = Uploader(device)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._at_step_start = True
+        self.model = SampleModel(self)
 
     # ------------------------------------------------------------------------------------------------
     # batches
@@ -164,7 +146,7 @@ class NumbaEngine:
             Replay(launches, self._stream),
             Replay(passes.embedding_gradient(), self._stream),
             zero.prepare(activations.losses),
-            total.prepare(self._sums[:1], self._sum_scratch_of(activations.losses), activations.losses),
+            total.prepare(self._sums[:1], self._sums.new_empty(sum_scratch_size(B * T)), activations.losses),
             n_tokens=B * T * (n_micro_steps or 1),
         )
         if len(self._prepared) > MAX_SHAPES:
@@ -180,11 +162,6 @@ class NumbaEngine:
         """Return the passes of a micro-batch as another kind of `Passes` records them, over the same buffers."""
         return self._passes(self._prepare(B, T, n_micro_steps).activations, kind)
 
-    def _sum_scratch_of(self, values: Tensor) -> Tensor:
-        """Return scratch memory for the sum of `values`; the norm's is mostly large enough."""
-        size = sum_scratch_size(values.numel())
-        return self._sum_scratch if size <= len(self._sum_scratch) else self._sums.new_empty(size)
-
     def _free_arena(self) -> None:
         """Give the activations' memory back, with the launches that use it."""
         self._prepared.clear()
@@ -193,7 +170,7 @@ class NumbaEngine:
 
     def accumulate(self, inputs_BT: np.ndarray, targets_BT: np.ndarray, n_micro_steps: int) -> None:
         """Add the gradients of a micro-batch; those of one step are of equal shape."""
-        self._round_weights()
+        self._adamw.publish()
         batch = self._prepare(*inputs_BT.shape, n_micro_steps)
         if self._at_step_start:
             self._start_step()
@@ -207,15 +184,13 @@ class NumbaEngine:
         self._batch = batch
 
     def reduce(self) -> tuple[float, float]:
-        """Average over ranks; every rank has all gradients, and takes their norm in the same order."""
+        """Average over ranks; the norm is that of the ranks' shards, added in rank order."""
         self._at_step_start = True
-        self.communicator.reduce_scatter_mean(self._gradients, self._own_shards)
-        self.communicator.all_gather(self._gradients, self._own_shards)
         self._batch.sum_losses()
-        self._global_norm()
-        loss_sum, squared = self._sums.tolist()  # the only place of a step where the host waits
-        ranks = self.communicator.gather(loss_sum / self._batch.n_tokens)
-        return sum(ranks) / len(ranks), math.sqrt(squared)
+        self._adamw.reduce()
+        ranks = self.communicator.gather(self._sums.tolist())  # the only place of a step where the host waits
+        loss_sum, squared = (sum(values) for values in zip(*ranks, strict=True))
+        return loss_sum / (self._batch.n_tokens * len(ranks)), squared**0.5
 
     def losses(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> Tensor:
         """Return every token's loss."""
@@ -226,7 +201,7 @@ class NumbaEngine:
         return self._evaluate(inputs_BT, np.zeros_like(inputs_BT)).logits.clone()
 
     def _evaluate(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> SimpleNamespace:
-        self._round_weights()
+        self._adamw.publish()
         batch = self._prepare(*inputs_BT.shape, None)
         self._upload((batch.activations.inputs, inputs_BT), (batch.activations.targets, targets_BT))
         batch.launches()
@@ -236,68 +211,32 @@ class NumbaEngine:
     # weights and optimizer
 
     def update(self, learning_rate: float, weight_decay: float, grad_scale: float, step: int) -> None:
-        """Take an AdamW step, one launch for all tensors; an element's rounding depends on its place and the step."""
-        self._rounding_seed = ROUNDING_SEED + step
-        self._adamw(self._m, self._v, learning_rate, weight_decay, grad_scale, step)
+        """Take an AdamW step."""
+        self._adamw.update(learning_rate, weight_decay, grad_scale, step)
 
-    def _adamw(
-        self, m: Tensor, v: Tensor, learning_rate: float, weight_decay: float, grad_scale: float, step: int
-    ) -> None:
-        adamw_update(
-            self._read_parameters if self.dtype == "bf16" else None,
-            self.flat_parameters,
-            m,
-            v,
-            self._gradients,
-            self._bounds,
-            self._decay_of_tensors(weight_decay),
-            learning_rate,
-            *BETAS,
-            EPSILON,
-            grad_scale,
-            step,
-            self._rounding_seed,
-        )
+    def load_parameters(self, flat: Tensor) -> None:
+        """Take over weights."""
+        self._adamw.fill(flat)
 
-    def _decay_of_tensors(self, weight_decay: float) -> Tensor:
-        """Return each tensor's weight decay on the device; it is sent there once."""
-        if weight_decay not in self._decay:
-            decay = [weight_decay * t.decayed for t in parameter_layout(self.config)]
-            self._decay[weight_decay] = torch.tensor(decay, dtype=torch.float32, device=self.device)
-        return self._decay[weight_decay]
-
-    def _round_weights(self) -> None:
-        """Make the bfloat16 weights anew if the master weights were filled from outside: new, or from a checkpoint."""
-        if self.dtype != "bf16" or self._rounded_version == self.flat_parameters._version:
-            return  # kernels write without torch's count of versions; their rounding is done
-        if self._rounding_seed is None:
-            cast(self._read_parameters, self.flat_parameters)
-        else:  # as the last update rounded: a step of length 0, with moments of its own
-            moments = torch.empty_like(self._m), torch.empty_like(self._v)
-            for values in (self._gradients, *moments):
-                zero(values)
-            self._adamw(*moments, 0.0, 0.0, 1.0, 1)
-        self._rounded_version = self.flat_parameters._version
+    def whole_parameters(self) -> Tensor:
+        """Return the fp32 weights."""
+        return self._adamw.whole()
 
     def state_arrays(self) -> dict[str, Tensor]:
         """Return AdamW's m and v, and in bf16 the fp32 master weights."""
-        master = {"master": self.flat_parameters} if self.dtype == "bf16" else {}
-        return {"m": self._m, "v": self._v, **master}
+        return self._adamw.state_arrays()
 
     def load_state_arrays(self, arrays: dict[str, Any]) -> None:
-        """Copy what is there of m, v and master weights (NumPy arrays or tensors of the same size)."""
-        for name, own in self.state_arrays().items():
-            if name in arrays:  # a run in fp32 saved no master weights: its weights are
-                own.copy_(torch.as_tensor(arrays[name]))
+        """Copy what is there of m, v and master weights."""
+        self._adamw.load_state_arrays(arrays)
 
     def extra_state(self) -> dict[str, Any]:
-        """Return the seed that the last update rounded with, None before the first or in fp32."""
-        return {"rounding_seed": self._rounding_seed if self.dtype == "bf16" else None}
+        """Return the seed that the last update rounded with."""
+        return self._adamw.extra_state()
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Restore the seed, so that the bfloat16 weights are rounded again as they were."""
-        self._rounding_seed = extra.get("rounding_seed")
-        self._rounded_version = -1
+        """Restore the seed."""
+        self._adamw.load_extra_state(extra)
 
     # ------------------------------------------------------------------------------------------------
     # memory

@@ -14,8 +14,7 @@ class Engine(Protocol):
     """Forward, backward and update of one rank. Shapes: B sequences of a micro-batch, T tokens."""
 
     config: ModelConfig
-    model: Any  # a GPT2 over `flat_parameters`, for `sample.generate`
-    flat_parameters: Tensor  # (n,) fp32 on the device
+    model: Any  # a GPT2 or what looks like one to `sample.generate`
     dtype: str  # of the matrix products: bf16, fp16 or fp32
     notes: list[str]  # what was decided and why, a sentence each
     overflowed: bool  # the last `reduce` met an fp16 overflow: throw the step away, it is not an error
@@ -40,6 +39,12 @@ class Engine(Protocol):
 
     def fits(self, n_rows: int) -> bool:
         """Try whether a micro-batch of `n_rows` fits the memory; gradients are lost."""
+
+    def load_parameters(self, flat: Tensor) -> None:
+        """Take over weights (n,) fp32, on any device; every rank has the same."""
+
+    def whole_parameters(self) -> Tensor:
+        """Return all weights (n,) fp32, on any device; every rank calls this, for they may lie on several."""
 
     def state_arrays(self) -> dict[str, Tensor]:
         """Return this rank's optimizer state, by name: flat fp32 arrays of equal size."""

@@ -24,6 +24,7 @@ VARIABLES = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
 RANK_ZERO_SPEAKS_S = 3.0  # by then rank 0 has said what it found, on a busy machine too, and has ended the others
+HANG_EXIT_CODE = 75  # "temporary failure, try again" in sysexits.h
 FORWARDING_S = 0.5  # the launcher drops the output that it has not passed on when a job is aborted
 
 

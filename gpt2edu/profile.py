@@ -22,6 +22,7 @@ from gpt2edu.bench_timing import Plan, measure_ceilings
 from gpt2edu.distributed import SingleProcess
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
 from gpt2edu.machine import describe_machine
+from gpt2edu.parameters import n_parameters
 from gpt2edu.passes import Passes
 from gpt2edu.results import RESULTS_DIR, Row, write_results
 from gpt2edu.run import Run, prepare_run
@@ -122,7 +123,7 @@ def step_parts(run: Run) -> list[Part]:
     passes = engine.recorded_passes(settings.micro_batch, settings.seq_len, run.n_micro_steps, RecordingPasses)
     passes.micro_step(1.0)
     passes.embedding_gradient()
-    return whole_step(passes.parts, run.n_micro_steps, engine.flat_parameters.numel(), engine.dtype)
+    return whole_step(passes.parts, run.n_micro_steps, n_parameters(engine.config), engine.dtype)
 
 
 def whole_step(micro_step: list[Part], n_micro_steps: int, n: int, dtype: str) -> list[Part]:

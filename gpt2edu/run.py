@@ -92,7 +92,7 @@ def prepare_run(
         raise UsageError(f"-pn {wanted} but {started} started; start with mpirun -np {wanted}")
     if settings.overfit_one_batch:
         settings.train_pattern = settings.val_pattern
-    settings.backend, backend_note = choose_backend(settings, device, communicator.world_size)
+    settings.backend, backend_note = choose_backend(settings, device)
     manifest = check_data(settings, communicator)
     restored = restore(settings, communicator)
     config, flat_parameters = (restored.config, restored.flat_parameters) if restored else new_model(settings)
@@ -103,7 +103,7 @@ def prepare_run(
     notes = compare_with_saved(settings, restored, train_loader) if restored else []
 
     engine = make_engine(config, settings, communicator, device)
-    engine.flat_parameters.copy_(flat_parameters)
+    engine.load_parameters(flat_parameters)
     if restored:
         engine.load_state_arrays(restored.state_arrays)
     if settings.micro_batch is None:

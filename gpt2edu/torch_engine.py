@@ -69,7 +69,7 @@ class TorchEngine:
     """Forward, backward and update of one rank; `gpt2edu.engine_protocol.Engine` documents the methods.
 
     Args:
-        config: the model's shape; its weights are zero until `flat_parameters` is filled.
+        config: the model's shape; its weights are zero until `load_parameters`.
         settings: of the run; `micro_batch` may still be None, and is read when training begins.
         communicator: the ranks.
         device: this rank's.
@@ -171,6 +171,14 @@ class TorchEngine:
             return (self._compiled_losses if whole else self.model.losses)(
                 self._upload(inputs_BT), self._upload(targets_BT)
             )
+
+    def load_parameters(self, flat: Tensor) -> None:
+        """Copy weights into the model's."""
+        self.flat_parameters.copy_(flat)
+
+    def whole_parameters(self) -> Tensor:
+        """Return the model's weights, which every rank has."""
+        return self.flat_parameters
 
     def state_arrays(self) -> dict[str, Tensor]:
         """Return AdamW's m and v; the weights themselves are fp32, so there are no master weights."""

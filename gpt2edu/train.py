@@ -76,11 +76,13 @@ def train(settings: TrainConfig) -> TrainResult:
     """
     check_settings(settings)
     device = choose_device(settings.device)
-    with make_communicator(device.type) as communicator, StopRequest() as stop:
+    with make_communicator(device.type, settings.hang_timeout) as communicator, StopRequest() as stop:
         if device.type == "cuda":
             device = torch.device("cuda", device.index or torch.cuda.current_device())
             torch.cuda.set_device(device)
         say = _say if communicator.rank == 0 else _say_nothing
+        for name in communicator.names:
+            say(name)
         run = prepare_run(settings, device, communicator, say)
         try:
             return run_steps(run, stop)
@@ -276,7 +278,7 @@ def save(run: Run, step: int) -> None:
         settings.output_dir,
         step,
         config=run.engine.config,
-        flat_parameters=run.engine.flat_parameters,
+        flat_parameters=run.engine.whole_parameters(),
         state_arrays=run.engine.state_arrays(),
         settings=settings,
         loader=run.train_loader,

@@ -14,12 +14,12 @@ LIMIT_S = 60  # a rank that waits forever must not stop the tests
 
 @pytest.fixture(scope="session")
 def run_ranks():
-    """Return a function that runs a program on `n` ranks: (n, name, arguments) -> finished process."""
+    """Return a function that runs a program on `n` ranks: (n, name, arguments, variables) -> finished process."""
 
-    def run(n: int, name: str, *arguments: object) -> subprocess.CompletedProcess:
+    def run(n: int, name: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
         mpiexec = Path(sys.executable).with_name("mpiexec")
         command = [mpiexec, "-n", n, sys.executable, PROGRAMS, name, *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
         return subprocess.run(map(str, command), capture_output=True, text=True, timeout=LIMIT_S, env=environment)
 
     return run

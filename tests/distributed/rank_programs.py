@@ -1,6 +1,10 @@
 """What the tests run on several ranks: `mpiexec -n N python rank_programs.py NAME ARGUMENTS`."""
 
+import itertools
+import os
+import signal
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -114,6 +118,89 @@ def train(folder: str, *arguments: str) -> None:
     command.report_step = lambda _run, _step, outcome, _seconds: outcomes.append((outcome.loss, outcome.grad_norm))
     command.main(arguments)
     if launched_world()[0] == 0:
+        np.save(Path(folder) / "outcomes.npy", np.array(outcomes))
+
+
+def doctor(kind: str = "") -> int:
+    """Examine the ranks; if the sum is to be wrong, rank 1 spoils what it receives."""
+    from gpt2edu.distributed import MpiCommunicator
+    from gpt2edu.doctor import main
+
+    if kind == "wrong" and launched_world()[0] == 1:
+        gather = MpiCommunicator.all_gather
+
+        def spoil(self, flat, shards):
+            gather(self, flat, shards)
+            flat[3] += 1
+
+        MpiCommunicator.all_gather = spoil
+    return main(["--mpi"])
+
+
+def stuck(kind: str, rank: str) -> None:
+    """Let one rank stop being a process that runs, or one that comes to the next operation, and the others wait."""
+    with make_communicator("cpu", hang_timeout_s=2.0) as communicator:
+        for name in communicator.names:
+            rank_zero_print(communicator, name)
+        for operation in range(100):
+            if operation == 5 and communicator.rank == int(rank):
+                if kind == "stopped":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                else:
+                    time.sleep(1000)
+            time.sleep(0.01)
+            communicator.gather(operation)
+
+
+def train_and_die(folder: str, *arguments: str) -> None:
+    """Run the training command; rank 1 is killed in a step, in a collective operation, and while it saves, in turn."""
+    from gpt2edu import checkpoint
+    from gpt2edu import train as command
+    from gpt2edu.distributed import MpiCommunicator
+
+    def die_once(name: str, calls: int, function):
+        mark = Path(folder) / f"died_in_{name}"
+        count = itertools.count(1)
+
+        def dying(*values, **options):
+            if launched_world()[0] == 1 and next(count) == calls and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*values, **options)
+
+        return dying
+
+    command.report_step = die_once("step", 4, command.report_step)  # the 4th of its start
+    MpiCommunicator._wait = die_once("collective", 60, MpiCommunicator._wait)
+    checkpoint.sha256_file = die_once("checkpoint", 2, checkpoint.sha256_file)
+    command.main(arguments)
+
+
+def kernels(folder: str, *runs: str) -> None:
+    """Run the training command with the numba engine in the simulator, once for each line of arguments.
+
+    Rank 0 saves loss and gradient norm of every step of all runs; every rank the bytes of its optimizer state.
+    """
+    sys.path.insert(0, str(Path(__file__).parents[1] / "gpt2edu"))
+    from host_operations import HOST_OPERATIONS
+
+    from gpt2edu import passes
+    from gpt2edu import train as command
+
+    for name, operation in HOST_OPERATIONS.items():
+        setattr(passes, name, operation)
+    outcomes, n_bytes = [], []
+
+    def note(run, _step, outcome, _seconds):
+        outcomes.append((outcome.loss, outcome.grad_norm))
+        n_bytes[:] = [sum(array.nbytes for array in run.engine.state_arrays().values())]
+
+    command.report_step = note
+    for arguments in runs:
+        command.main([*arguments.split(), "--backend", "numba"])
+        rank = launched_world()[0]
+        print(f"rank {rank} has {n_bytes[0]} bytes", file=sys.stderr)
+    if rank == 0:
         np.save(Path(folder) / "outcomes.npy", np.array(outcomes))
 
 

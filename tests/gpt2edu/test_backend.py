@@ -24,38 +24,37 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capability", "settings", "world_size", "backend", "reason"),
+    ("capability", "settings", "backend", "reason"),
     [
-        ((8, 0), {}, 1, "numba", "NVIDIA X"),
-        ((9, 0), {"zero_stage": 1}, 1, "numba", "NVIDIA X"),
-        ((9, 0), {"zero_stage": 1}, 2, "torch", "-z 1"),
-        ((9, 0), {"dtype": "fp16"}, 1, "torch", "--dtype fp16"),
-        ((9, 0), {"compile": 0}, 1, "torch", "--compile"),
-        ((7, 5), {}, 1, "torch", "8.0"),
-        ((8, 0), {"arch": "sm_90a"}, 1, "torch", "Hopper"),
-        ((9, 0), {"arch": "sm_90a"}, 1, "numba", "NVIDIA X"),
-        ((9, 0), {"backend": "torch"}, 1, "torch", "--backend"),
-        ((9, 0), {"backend": "numba", "zero_stage": 1}, 2, "numba", "--backend"),  # and the engine refuses
+        ((8, 0), {}, "numba", "NVIDIA X"),
+        ((9, 0), {"zero_stage": 1}, "numba", "NVIDIA X"),
+        ((9, 0), {"dtype": "fp16"}, "torch", "--dtype fp16"),
+        ((9, 0), {"compile": 0}, "torch", "--compile"),
+        ((7, 5), {}, "torch", "8.0"),
+        ((8, 0), {"arch": "sm_90a"}, "torch", "Hopper"),
+        ((9, 0), {"arch": "sm_90a"}, "numba", "NVIDIA X"),
+        ((9, 0), {"backend": "torch"}, "torch", "--backend"),
+        ((7, 5), {"backend": "numba"}, "numba", "--backend"),  # and the engine refuses
     ],
 )
-def test_on_a_gpu_the_kernels_are_used_where_they_can_be(gpu, capability, settings, world_size, backend, reason):
+def test_on_a_gpu_the_kernels_are_used_where_they_can_be(gpu, capability, settings, backend, reason):
     gpu(*capability)
-    chosen, note = choose_backend(TrainConfig(**settings), torch.device("cuda"), world_size)
+    chosen, note = choose_backend(TrainConfig(**settings), torch.device("cuda"))
     assert chosen == backend
     assert note.startswith(f"backend: {backend}, ") and reason in note and "\n" not in note
 
 
 def test_without_an_nvidia_gpu_it_is_torch(gpu, monkeypatch):
-    assert choose_backend(TrainConfig(), torch.device("cpu"), 1)[0] == "torch"
+    assert choose_backend(TrainConfig(), torch.device("cpu"))[0] == "torch"
     gpu(9, 4)
     monkeypatch.setattr(engine, "SIMULATED", True)  # as on an AMD GPU, which torch calls cuda, too
-    assert choose_backend(TrainConfig(), torch.device("cuda"), 1)[0] == "torch"
+    assert choose_backend(TrainConfig(), torch.device("cuda"))[0] == "torch"
 
 
 def test_without_numba_it_is_torch(gpu, monkeypatch):
     gpu(9, 0)
     monkeypatch.setitem(__import__("sys").modules, "gpt2edu.engine", types.ModuleType("gpt2edu.engine"))
-    assert choose_backend(TrainConfig(), torch.device("cuda"), 1)[0] == "torch"
+    assert choose_backend(TrainConfig(), torch.device("cuda"))[0] == "torch"
 
 
 def test_the_chosen_engine_is_made():
