@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gpt2edu.errors import Gpt2EduError, run_main
 from gpt2edu.files import data_dir
+from gpt2edu.launcher import launched_world
 from gpt2edu.machine import Machine, describe_machine, find_mpiexec
 from gpt2edu.manifest import verify
 from gpt2edu.plan import make_plan
@@ -260,22 +261,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m gpt2edu.doctor",
         description="Check that this computer can train GPT-2; each line is OK, or FIX with a command to paste.",
-        epilog="examples:\n  python -m gpt2edu.doctor\n  python -m gpt2edu.doctor --json > doctor.json",
+        epilog="examples:\n  python -m gpt2edu.doctor\n  python -m gpt2edu.doctor --json > doctor.json\n"
+        "  mpirun -np 8 python -m gpt2edu.doctor --mpi",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--data-dir", help="folder for data sets and runs (default: GPT2EDU_DATA, or the user's cache)")
     parser.add_argument("--json", action="store_true", help="print JSON: a list of {name, ok, found, remedy}")
+    parser.add_argument("--mpi", action="store_true", help="under mpirun: check the ranks, and the way between them")
     options = parser.parse_args(argv)
-    results = examine(describe_machine(), data_dir(options.data_dir))
-    if options.json:
-        print(json.dumps([asdict(check) for check in results], indent=1))
+    if options.mpi:
+        from gpt2edu.doctor_ranks import examine_ranks  # which needs this module
+
+        results = examine_ranks()
     else:
-        for check in results:
-            print(f"{'OK ' if check.ok else 'FIX'}  {check.name:18}  {check.found}")
-            if check.remedy:
-                print(f"{'':25}{check.remedy}")
+        results = examine(describe_machine(), data_dir(options.data_dir))
+    if launched_world()[0] == 0:
+        print(json.dumps([asdict(check) for check in results], indent=1) if options.json else as_text(results))
     return 0 if all(check.ok for check in results) else 1
+
+
+def as_text(results: Sequence[Check]) -> str:
+    """Return a line for each check, and what belongs to it indented below."""
+    lines = []
+    for check in results:
+        found = [*check.found.splitlines(), *([check.remedy] if check.remedy else [])]
+        lines.append(f"{'OK ' if check.ok else 'FIX'}  {check.name:18}  {found[0]}")
+        lines += [f"{'':25}{line}" for line in found[1:]]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
