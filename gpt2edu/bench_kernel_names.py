@@ -103,8 +103,9 @@ def _phases(run: Run, folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def device_times_ms(function: Callable[[], object]) -> dict[str, list[float]]:
-    """Call a function, and once more under the profiler; return the times of what ran on the device then, by name."""
+    """Call a function until it repeats itself, then profile it; return the times of what ran on the device, by name."""
     function()  # compiles
+    function()  # captures graphs, for which torch notes the state of its random generator on the device
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
