@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import LIMIT_S, PROGRAMS
+import rank_programs
 
 from gpt2edu import launch
 from gpt2edu.errors import UsageError
@@ -19,7 +19,7 @@ from gpt2edu.shards import write_shard
 def test_the_stuck_rank_is_named(run_ranks, kind, rank):
     started = time.monotonic()
     process = run_ranks(2, "stuck", kind, rank)
-    assert time.monotonic() - started < LIMIT_S / 2
+    assert time.monotonic() - started < 30
     assert process.returncode == HANG_EXIT_CODE, process.stderr
     number, machine = re.search(rf"rank {rank} is process (\d+) on (\S+)", process.stdout).groups()
     how = (
@@ -43,7 +43,7 @@ def test_a_killed_job_goes_on_from_its_checkpoints(tmp_path, monkeypatch, capfd)
     whole = [*ranks, "-m", "gpt2edu.train"]
     assert launch.supervise(whole, [*flags.split(), "-o", f"{tmp_path}/whole"], restarts=0) == 0
     capfd.readouterr()
-    dying = [*ranks, str(PROGRAMS), "train_and_die", str(tmp_path)]
+    dying = [*ranks, rank_programs.__file__, "train_and_die", str(tmp_path)]
     assert launch.supervise(dying, [*flags.split(), "-o", f"{tmp_path}/killed"], restarts=3) == 0
     said = capfd.readouterr().out
     for attempt in (1, 2, 3):
