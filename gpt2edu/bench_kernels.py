@@ -57,14 +57,14 @@ def bench_kernels(arguments: argparse.Namespace, device: torch.device) -> Iterat
     if sizes is QUICK:
         plan = Plan(n_bursts=1, n_slow_bursts=1, sustained_s=0.0, seed=arguments.seed)
     names = list(GROUPS) if arguments.action == "all" else [arguments.action]
-    with _side_stream(device) as stream:
+    with side_stream(device) as stream:
         cases = {name: GROUPS[OPS.get(name, name)](device, sizes) for name in names}
         cases = {name: [c for c in found if name not in OPS or c.op == name] for name, found in cases.items()}
         progress = Progress(sum(map(len, cases.values())))
         for name in names:
             measured = Measured(name, [], measure_ceilings(device, plan), [])
             for case in cases[name]:
-                _measure_case(case, measured, arguments.no_ladder, device, stream, plan, progress.say)
+                measure_case(case, measured, arguments.no_ladder, device, stream, plan, progress.say)
                 progress.n_done += 1
             yield measured
 
@@ -83,7 +83,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def _side_stream(device: torch.device) -> Iterator[Any]:
+def side_stream(device: torch.device) -> Iterator[Any]:
     """Run on a stream that can be captured, and give it as launchers take it."""
     if device.type != "cuda":
         yield 0
@@ -93,7 +93,7 @@ def _side_stream(device: torch.device) -> Iterator[Any]:
         yield stream.cuda_stream
 
 
-def _measure_case(
+def measure_case(
     case: Case,
     measured: Measured,
     no_ladder: bool,
