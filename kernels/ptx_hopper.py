@@ -241,13 +241,6 @@ def stmatrix_x4(typing_context, address, word_0, word_1, word_2, word_3):
     return types.void(*[types.uint32] * 5), _effects(text, "rrrrr")
 
 
-@instruction
-def stmatrix_x4_trans(typing_context, address, word_0, word_1, word_2, word_3):
-    """Like stmatrix_x4 with each 8x8 matrix transposed while storing [Warp Level Matrix: stmatrix.trans]."""
-    text = "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [$0], {$1, $2, $3, $4};"
-    return types.void(*[types.uint32] * 5), _effects(text, "rrrrr")
-
-
 # ---- warps and warp groups -----------------------------------------------------------------------------------------
 
 

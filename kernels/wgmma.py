@@ -22,7 +22,7 @@ version 9.0, is "Asynchronous Warpgroup Level Matrix Instructions".
 from __future__ import annotations
 
 from kernels import SIMULATED
-from kernels.intrinsics import device_operation, emit, members, on_registers, operation_family
+from kernels.intrinsics import device_operation, emit, members, operation_family
 
 if not SIMULATED:
     from llvmlite import ir
@@ -86,17 +86,21 @@ def _names(first: int, n: int) -> str:
     return "{" + ", ".join(f"${first + i}" for i in range(n)) + "}"
 
 
-def _products(columns: int, steps: int, a: list[str], b: str, first_keeps: str, modifiers: str, grouped: bool) -> str:
-    """Write `steps` products: `a` names the first operand of each, `first_keeps` whether the first adds."""
+def _products(columns: int, steps: int, a: list[str], b: str, first_keeps: str, modifiers: str) -> str:
+    """Write a group of `steps` products: `a` names the first operand of each, `first_keeps` whether the first adds.
+
+    The fence orders earlier accesses to registers before them, and the commit closes the group
+    [wgmma.fence, wgmma.commit_group].
+    """
     d = _names(0, columns // 2)
-    lines = ["wgmma.fence.sync.aligned;"] if grouped else []
+    lines = ["wgmma.fence.sync.aligned;"]
     for step in range(steps):
         keeps = "1" if step else first_keeps
         lines.append(
             f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {d}, {a[step]}, {b}{step}, {keeps}, "
             f"1, 1, {modifiers};"
         )
-    return " ".join([*lines, "wgmma.commit_group.sync.aligned;" if grouped else ""])
+    return " ".join([*lines, "wgmma.commit_group.sync.aligned;"])
 
 
 def _advance(name: str, operand: int, steps: int, mn_major: bool) -> str:
@@ -140,23 +144,22 @@ def _as_they_are(builder, arguments):
     return list(arguments)
 
 
-def _ss_text(columns: int, steps: int, a_mn: bool, b_mn: bool, first_keeps: str, setup: str, grouped: bool) -> str:
+def _ss_text(columns: int, steps: int, a_mn: bool, b_mn: bool, first_keeps: str, setup: str) -> str:
     n = columns // 2
     a = [f"a{step}" for step in range(steps)]
-    products = _products(columns, steps, a, "b", first_keeps, f"{int(a_mn)}, {int(b_mn)}", grouped)
+    products = _products(columns, steps, a, "b", first_keeps, f"{int(a_mn)}, {int(b_mn)}")
     return f"{{ {setup} {_advance('a', n, steps, a_mn)} {_advance('b', n + 1, steps, b_mn)} {products} }}"
 
 
 @family
-def wgmma_ss(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=True):
+def wgmma_ss(columns, steps=4, a_mn_major=False, b_mn_major=False):
     """Make the product of two operands in shared memory: (acc, descriptor_a, descriptor_b, keep) -> acc.
 
-    With keep = 0 the old accumulators are thrown away. `grouped`: with the fence before and the commit after it.
-    [wgmma.mma_async]
+    With keep = 0 the old accumulators are thrown away. [wgmma.mma_async]
     """
     n = columns // 2
     setup = f".reg .pred keep; setp.ne.b32 keep, ${n + 2}, 0;"
-    text = _ss_text(columns, steps, a_mn_major, b_mn_major, "keep", setup, grouped)
+    text = _ss_text(columns, steps, a_mn_major, b_mn_major, "keep", setup)
     signature_args = (types.uint64, types.uint64, types.uint32)
 
     @intrinsic
@@ -167,10 +170,10 @@ def wgmma_ss(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=True)
 
 
 @family
-def wgmma_ss_new(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=True):
+def wgmma_ss_new(columns, steps=4, a_mn_major=False, b_mn_major=False):
     """Like wgmma_ss with fresh accumulators: (descriptor_a, descriptor_b) -> acc [wgmma.mma_async]."""
     n = columns // 2
-    text = _ss_text(columns, steps, a_mn_major, b_mn_major, "0", "", grouped)
+    text = _ss_text(columns, steps, a_mn_major, b_mn_major, "0", "")
 
     @intrinsic
     def product(typing_context, descriptor_a, descriptor_b):
@@ -180,7 +183,7 @@ def wgmma_ss_new(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=T
 
 
 @family
-def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
+def wgmma_rs(columns, steps=4, b_mn_major=False):
     """Make the product of A in registers and B in shared memory: (acc, a_words, descriptor_b) -> acc.
 
     `a_words` are 4 * steps words of two bfloat16, for each step those of `ptx.mma_m16n8k16_bf16` of the warp's 16 rows.
@@ -189,7 +192,7 @@ def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
     """
     n, n_words = columns // 2, 4 * steps
     a = [_names(n + 4 * step, 4) for step in range(steps)]
-    products = _products(columns, steps, a, "b", "1", str(int(b_mn_major)), grouped)
+    products = _products(columns, steps, a, "b", "1", str(int(b_mn_major)))
     text = f"{{ {_advance('b', n + n_words, steps, b_mn_major)} {products} }}"
 
     @intrinsic
@@ -204,18 +207,6 @@ def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
 
 
 # ---- order ---------------------------------------------------------------------------------------------------------
-
-
-@instruction
-def wgmma_fence(typing_context):
-    """Order earlier accesses to registers before the products that follow [wgmma.fence]."""
-    return types.void(), on_registers("wgmma.fence.sync.aligned;", "", "", effects=True)
-
-
-@instruction
-def wgmma_commit(typing_context):
-    """Close the group of this warp group's products started since the last one [wgmma.commit_group]."""
-    return types.void(), on_registers("wgmma.commit_group.sync.aligned;", "", "", effects=True)
 
 
 @instruction
@@ -243,20 +234,5 @@ def wgmma_wait_for(n, n_pending=0):
     @intrinsic
     def wait(typing_context, acc):
         return _floats(n)(_floats(n)), _accumulating(text, n, "", _as_they_are)
-
-    return wait
-
-
-@family
-def wgmma_wait_keeping(n, n_words, n_pending=0):
-    """Make a wait that also keeps the registers of A alive till then: (acc, a_words) -> acc [wgmma.wait_group]."""
-    text = f"wgmma.wait_group.sync.aligned {n_pending};"
-
-    @intrinsic
-    def wait(typing_context, acc, a_words):
-        def flatten(builder, arguments):
-            return members(builder, arguments[0], n_words)
-
-        return _floats(n)(_floats(n), _words(n_words)), _accumulating(text, n, "r" * n_words, flatten)
 
     return wait

@@ -24,7 +24,7 @@ What it reports, with the kernel's name and source line, the thread and the bloc
   missing from its own mask; a deadlock, with what each barrier still lacks: a wrong parity, too few arrivals or bytes;
 - `SimulatorError`: a shuffle from a lane that takes no part; shared memory touched while TMA fills it, by a thread that
   neither waited for the copy nor met one that did, or while `wgmma` or a TMA store still has to read it; accumulators
-  read before their wait; a missing `fence_async_shared`, `wgmma_fence`, `mbarrier_init_fence` or last `bulk_wait`; too
+  read before their wait; a missing `fence_async_shared`, `mbarrier_init_fence` or last `bulk_wait`; too
   many arrivals; `LaunchError`: a launch no GPU accepts.
 Shared and local memory start as NaN, so that reading before writing shows. `cp.async`, TMA and `wgmma` do their work
 only when waited for, so that a missing wait shows. `reversed_order()` runs threads backwards, and such work at once: a

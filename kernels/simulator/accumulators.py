@@ -34,7 +34,7 @@ def pack_accumulators(n):
 # ---- stmatrix ------------------------------------------------------------------------------------------------------
 
 
-def _stmatrix(name: str, address: int, words: tuple[int, ...], transpose: bool) -> None:
+def stmatrix_x4(address: int, word_0: int, word_1: int, word_2: int, word_3: int) -> None:
     shared = current_thread().block.shared
     shared.note_written(slice(int(address), int(address) + 16))  # by the thread that names the row
 
@@ -42,22 +42,12 @@ def _stmatrix(name: str, address: int, words: tuple[int, ...], transpose: bool) 
         held = np.array([values[lane][1] for lane in range(32)], np.uint32)  # word m of lane l: row l // 4, a pair
         pairs = np.stack([held & 0xFFFF, held >> 16], axis=-1).astype(np.uint16)  # lane, matrix, element of the pair
         matrices = pairs.transpose(1, 0, 2).reshape(4, 8, 8)
-        if transpose:
-            matrices = matrices.transpose(0, 2, 1)
         for lane in range(32):
             row = shared.bytes_at(values[lane][0], 16)
             row[:] = np.ascontiguousarray(matrices[lane // 8, lane % 8]).view(np.uint8)
         return {}
 
-    warp_collective(name, FULL_MASK, (address, words), combine)
-
-
-def stmatrix_x4(address: int, word_0: int, word_1: int, word_2: int, word_3: int) -> None:
-    _stmatrix("stmatrix_x4", address, (word_0, word_1, word_2, word_3), transpose=False)
-
-
-def stmatrix_x4_trans(address: int, word_0: int, word_1: int, word_2: int, word_3: int) -> None:
-    _stmatrix("stmatrix_x4_trans", address, (word_0, word_1, word_2, word_3), transpose=True)
+    warp_collective("stmatrix_x4", FULL_MASK, (address, (word_0, word_1, word_2, word_3)), combine)
 
 
 # ---- boxes ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.simulator.accumulators import stmatrix_x4, stmatrix_x4_trans  # noqa: F401
+from kernels.simulator.accumulators import stmatrix_x4  # noqa: F401
 from kernels.simulator.barriers import (  # noqa: F401 (the rest of the stand-ins)
     barrier_arrive,
     barrier_sync,

@@ -71,20 +71,17 @@ class UnreadableAccumulators(tuple):
     __hash__ = None
 
 
-class ProductGroups:
-    """The products of each warp group of a block: the open group last."""
+class Products:
+    """The products of each warp group of a block that are under way: the latest last."""
 
     def __init__(self) -> None:
-        self.of_group: dict[int, list[list[Product]]] = {}
-        self.fenced: dict[int, bool] = {}
+        self.of_group: dict[int, list[Product]] = {}
 
 
-def _state() -> tuple[ProductGroups, int]:
+def _under_way() -> list[Product]:
+    """Return the products of the running thread's warp group that are under way."""
     thread = current_thread()
-    groups = thread.block.unit(ProductGroups)
-    number = thread.rank // GROUP_SIZE
-    groups.of_group.setdefault(number, [[]])
-    return groups, number
+    return thread.block.unit(Products).of_group.setdefault(thread.rank // GROUP_SIZE, [])
 
 
 def _same(values: Sequence, what: str) -> object:
@@ -113,15 +110,10 @@ def _before(accumulators: Sequence, n: int) -> Product | np.ndarray:
     return product
 
 
-def _start(n: int, before: Product | np.ndarray | None, compute: Callable[[], np.ndarray], grouped: bool) -> Values:
-    """Put a product into the open group of the running thread's warp group, and return each thread's accumulators."""
-    groups, number = _state()
-    if not grouped and not groups.fenced.get(number):
-        raise SimulatorError("wgmma_fence is missing before the first product of a group")
+def _start(n: int, before: Product | np.ndarray | None, compute: Callable[[], np.ndarray]) -> Values:
+    """Start a product of the running thread's warp group, and return each thread's accumulators."""
     product = Product(before, compute)
-    groups.of_group[number][-1].append(product)
-    if grouped:
-        groups.of_group[number].append([])
+    _under_way().append(product)
     if order_is_reversed():
         product.finish()
     held = UnreadableAccumulators([np.float32(np.nan)] * n)
@@ -148,7 +140,7 @@ def _operand(descriptors: Sequence, n: int, steps: int, mn_major: bool, seen: Se
     return read
 
 
-def _ss(name: str, columns: int, steps: int, a_mn: bool, b_mn: bool, grouped: bool, brought: tuple):
+def _ss(name: str, columns: int, steps: int, a_mn: bool, b_mn: bool, brought: tuple):
     """Start a product of two operands in shared memory; `brought` is (acc or None, descriptors, keep)."""
 
     def combine(values: Values) -> Values:
@@ -156,23 +148,23 @@ def _ss(name: str, columns: int, steps: int, a_mn: bool, b_mn: bool, grouped: bo
         before = _before(accumulators, columns // 2) if _same([bool(k) for k in keep], "keep") else None
         read_a = _operand(a, ROWS, steps, a_mn, seen)
         read_b = _operand(b, columns, steps, b_mn, seen)
-        return _start(columns // 2, before, lambda: read_a() @ read_b().T, grouped)
+        return _start(columns // 2, before, lambda: read_a() @ read_b().T)
 
     return group_collective(name, (*brought, current_thread().seen), combine)
 
 
-def wgmma_ss(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=True):
+def wgmma_ss(columns, steps=4, a_mn_major=False, b_mn_major=False):
     def product(acc, descriptor_a, descriptor_b, keep):
         brought = (acc, descriptor_a, descriptor_b, keep)
-        return _ss("wgmma_ss", columns, steps, a_mn_major, b_mn_major, grouped, brought)
+        return _ss("wgmma_ss", columns, steps, a_mn_major, b_mn_major, brought)
 
     return product
 
 
-def wgmma_ss_new(columns, steps=4, a_mn_major=False, b_mn_major=False, grouped=True):
+def wgmma_ss_new(columns, steps=4, a_mn_major=False, b_mn_major=False):
     def product(descriptor_a, descriptor_b):
         brought = (None, descriptor_a, descriptor_b, 0)
-        return _ss("wgmma_ss_new", columns, steps, a_mn_major, b_mn_major, grouped, brought)
+        return _ss("wgmma_ss_new", columns, steps, a_mn_major, b_mn_major, brought)
 
     return product
 
@@ -187,7 +179,7 @@ def _a_in_registers(words: np.ndarray) -> np.ndarray:
     return widen(a_MK).astype(np.float64)
 
 
-def _rs(name: str, columns: int, steps: int, b_mn: bool, grouped: bool, brought: tuple):
+def _rs(name: str, columns: int, steps: int, b_mn: bool, brought: tuple):
     """Start a product of A in registers and B in shared memory; `brought` is (acc or None, words, descriptor)."""
 
     def combine(values: Values) -> Values:
@@ -197,14 +189,14 @@ def _rs(name: str, columns: int, steps: int, b_mn: bool, grouped: bool, brought:
             raise SimulatorError(f"{steps} steps need {4 * steps} words of A a thread, not {a_MK.shape[1] // 4}")
         before = _before(accumulators, columns // 2) if accumulators[0] is not None else None
         read_b = _operand(b, columns, steps, b_mn, seen)
-        return _start(columns // 2, before, lambda: a_MK @ read_b().T, grouped)
+        return _start(columns // 2, before, lambda: a_MK @ read_b().T)
 
     return group_collective(name, (*brought, current_thread().seen), combine)
 
 
-def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
+def wgmma_rs(columns, steps=4, b_mn_major=False):
     def product(acc, a_words, descriptor_b):
-        return _rs("wgmma_rs", columns, steps, b_mn_major, grouped, (acc, a_words, descriptor_b))
+        return _rs("wgmma_rs", columns, steps, b_mn_major, (acc, a_words, descriptor_b))
 
     return product
 
@@ -212,45 +204,18 @@ def wgmma_rs(columns, steps=4, b_mn_major=False, grouped=True):
 # ---- order ---------------------------------------------------------------------------------------------------------
 
 
-def _of_group(name: str, act: Callable[[], None]) -> None:
-    """Do something once for the warp group."""
-
-    def combine(values: Values) -> Values:
-        act()
-        return {}
-
-    group_collective(name, None, combine)
-
-
-def _close() -> None:
-    groups, number = _state()
-    groups.of_group[number].append([])
-    groups.fenced[number] = False
-
-
-def _let_in() -> None:
-    groups, number = _state()
-    groups.fenced[number] = True
-
-
 def _finish(n_pending: int) -> None:
-    groups, number = _state()
-    queue = groups.of_group[number]
-    while len(queue) - 1 > n_pending:
-        for product in queue.pop(0):
-            product.finish()
-
-
-def wgmma_fence() -> None:
-    _of_group("wgmma_fence", _let_in)
-
-
-def wgmma_commit() -> None:
-    _of_group("wgmma_commit", _close)
+    products = _under_way()
+    while len(products) > n_pending:
+        products.pop(0).finish()
 
 
 def wgmma_wait(n_pending: int) -> None:
-    _of_group("wgmma_wait", lambda: _finish(n_pending))
+    def combine(values: Values) -> Values:
+        _finish(n_pending)
+        return {}
+
+    group_collective("wgmma_wait", None, combine)
 
 
 def _let_through(accumulators: list, n: int, n_pending: int) -> Values:
@@ -259,15 +224,10 @@ def _let_through(accumulators: list, n: int, n_pending: int) -> Values:
     product = _before(accumulators, n)
     if isinstance(product, np.ndarray):
         return dict(enumerate(accumulators))
-    if product.sums is None or _is_under_way(product):
+    if product.sums is None or product in _under_way():
         raise SimulatorError(f"a wait that leaves {n_pending} groups under way does not end the product of these")
     rows, columns = accumulator_places(n)
     return dict(enumerate(map(tuple, product.sums[rows, columns])))
-
-
-def _is_under_way(product: Product) -> bool:
-    groups, number = _state()
-    return any(product in group for group in groups.of_group[number])
 
 
 def wgmma_wait_for(n, n_pending=0):
@@ -278,12 +238,3 @@ def wgmma_wait_for(n, n_pending=0):
         return group_collective("wgmma_wait_for", acc, combine)
 
     return wait
-
-
-def wgmma_wait_keeping(n, n_words, n_pending=0):
-    wait = wgmma_wait_for(n, n_pending)
-
-    def wait_keeping(acc, a_words):
-        return wait(acc)
-
-    return wait_keeping

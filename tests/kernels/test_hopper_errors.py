@@ -284,18 +284,12 @@ def test_product_of_unfenced_writes_and_past_the_end():
         launch(kernel, 128, 15360)
 
 
-def test_product_without_its_fence_and_waits_that_are_too_weak():
-    ungrouped, fresh = wgmma.wgmma_ss_new(64, grouped=False), wgmma.wgmma_ss_new(64)
-    weak = wgmma.wgmma_wait_for(32, 1)
-
-    def without_fence():
-        ungrouped(wgmma.wgmma_descriptor(0), wgmma.wgmma_descriptor(0))
+def test_wait_that_is_too_weak():
+    fresh, weak = wgmma.wgmma_ss_new(64), wgmma.wgmma_wait_for(32, 1)
 
     def weak_wait():
         weak(fresh(wgmma.wgmma_descriptor(0), wgmma.wgmma_descriptor(0)))
 
-    with pytest.raises(SimulatorError, match="wgmma_fence is missing"):
-        launch(without_fence, 128)
     with pytest.raises(SimulatorError, match="a wait that leaves 1 groups"):
         launch(weak_wait, 128)
 
