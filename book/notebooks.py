@@ -1,12 +1,13 @@
 """Run the chapters and keep their files canonical.
 
     python book/notebooks.py execute 01_tokenization     # run all cells, store the outputs, format
-    python book/notebooks.py format                      # name the files that are not canonical, exit 1
-    python book/notebooks.py format --fix                # rewrite them
+    python book/notebooks.py format                      # name what is not as it should be, exit 1
+    python book/notebooks.py format --fix                # mend what a program can mend
 
-Canonical means: one JSON form (sorted keys, one space, newline at the end), cell ids that stay as they are, the same
-kernelspec in every file, no execution timestamps, and only the cell metadata that the book uses. So a run that
-changes nothing changes no byte.
+Files are canonical: one JSON form (sorted keys, one space, newline at the end), cell ids that stay as they are, the
+same kernelspec in every file, no execution timestamps, and only the cell metadata that the book uses. So a run that
+changes nothing changes no byte. `--fix` brings them into this form, with the cell for Colab where `_config.yml` names a
+repository, and writes the page of solutions. What a chapter must keep to besides is in `chapter_rules.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import chapter_rules
+import colab
 import nbformat
+import solutions
 from nbclient import NotebookClient
 
 from gpt2edu.show import missing_hardware
@@ -56,6 +60,7 @@ def execute(path: Path) -> None:
 
 def canonical(notebook: nbformat.NotebookNode) -> str:
     """Return the one text that this notebook is stored as."""
+    colab.place_install_cell(notebook, colab.install_source())
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": {"name": "python"}})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     n_executed = 0
@@ -100,6 +105,36 @@ def _plain_outputs(outputs: list[Any], execution_count: int) -> list[Any]:
     return plain
 
 
+def check_form(path: Path, fix: bool) -> bool:
+    """Print what is wrong with a notebook, with `fix` after mending what can be mended; return whether all is well."""
+    notebook = nbformat.read(path, as_version=4)
+    text = canonical(notebook)
+    found = chapter_rules.problems(path.stem, notebook.cells)
+    if not _is_stored(path, text, fix):
+        found.append("not canonical, run `make format`")
+    for problem in found:
+        print(f"{path.name}: {problem}")
+    return not found
+
+
+def check_solutions(fix: bool) -> bool:
+    """The same for the page of solutions."""
+    stored = _is_stored(solutions.PAGE, solutions.page(sorted(BOOK.glob("*.ipynb"))), fix)
+    if not stored:
+        print(f"{solutions.PAGE.name}: not that of the chapters, run `make format`")
+    return stored
+
+
+def _is_stored(path: Path, text: str, fix: bool) -> bool:
+    """Return whether a file holds this text; with `fix` make it so."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return True
+    if fix:
+        path.write_text(text, encoding="utf-8")
+        print(f"{path.name}: rewritten")
+    return fix
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
@@ -107,26 +142,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("action", choices=("execute", "format"))
     parser.add_argument("names", nargs="*", help="chapters such as 01_tokenization; all when none is given")
-    parser.add_argument("--fix", action="store_true", help="format: rewrite what is not canonical")
+    parser.add_argument("--fix", action="store_true", help="format: mend what can be mended")
     arguments = parser.parse_args(argv)
     paths = [BOOK / f"{Path(name).stem}.ipynb" for name in arguments.names] or sorted(BOOK.glob("*.ipynb"))
     for path in paths:
         if not path.exists():
             parser.error(f"there is no chapter {path.name} in {BOOK.name}/")
-    code = 0
-    for path in paths:
-        if arguments.action == "execute":
+    if arguments.action == "execute":
+        for path in paths:
             execute(path)
             print(f"{path.name}: executed")
-            continue
-        text = canonical(nbformat.read(path, as_version=4))
-        if text != path.read_text(encoding="utf-8"):
-            if arguments.fix:
-                path.write_text(text, encoding="utf-8")
-            else:
-                code = 1
-            print(f"{path.name}: {'rewritten' if arguments.fix else 'not canonical, run `format --fix`'}")
-    return code
+        return 0
+    well = [check_form(path, arguments.fix) for path in paths]
+    return 0 if all([*well, check_solutions(arguments.fix)]) else 1
 
 
 if __name__ == "__main__":

@@ -1,88 +1,37 @@
-"""Each chapter's file: one form, short cells, outputs that are the same everywhere, links that lead somewhere."""
+"""Each chapter's file: the rules of its form, links that lead somewhere, and what `notebooks.py` does to it."""
 
 import re
-import statistics
 
 import nbformat
 import pytest
-import yaml
-from chapters import BOOK, NOTEBOOKS, ROOT, load_script, pages, read
-
-SECTIONS = ("## Recap", "## Common mistakes", "## Exercises", "## References")
-LONGEST_CELL, MEDIAN_CELL = 25, 8
-LARGEST_IMAGE = 200_000  # bytes
-TAGS = {"nbval-ignore-output", "gpu", "multi-gpu", "network", "exercise", "solution", "hide-cell", "hide-input"}
-ABSOLUTE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|usr|work|Users|opt|mnt|data)/")
-PRINTS = re.compile(r"\bprint\(|\bshow_\w+\(|\bcheck_\w+\(|plt\.show\(")
+from chapters import BOOK, NOTEBOOKS, load_script, pages, read
 
 notebooks = load_script(BOOK / "notebooks.py")
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-CHAPTERS = [path for path in NOTEBOOKS if re.match(r"(?!00)\d\d_", path.name)]
-every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-
-
-def code_cells(path):
-    return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
 
 def prose(path):
     return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
 
 
-def tags(cell):
-    return set(cell.metadata.get("tags", []))
+@every_notebook
+def test_form(path, capsys):
+    assert notebooks.check_form(path, fix=False), capsys.readouterr().out
 
 
-def output_text(cell):
-    """Return what a cell printed and the text forms of what it showed."""
-    texts = [output.get("text", "") for output in cell.outputs]
-    texts += [str(value) for output in cell.outputs for value in output.get("data", {}).values()]
-    return "\n".join(texts)
+def test_solutions_are_those_of_the_chapters():
+    assert notebooks.solutions.page(NOTEBOOKS) == notebooks.solutions.PAGE.read_text(encoding="utf-8"), "make format"
 
 
 @every_notebook
-def test_canonical(path):
-    assert notebooks.canonical(read(path)) == path.read_text(encoding="utf-8"), "run `make format`"
-
-
-@every_notebook
-def test_cells_are_short(path):
-    lengths = [len(cell.source.splitlines()) for cell in code_cells(path)]
-    assert max(lengths, default=0) <= LONGEST_CELL
-    assert statistics.median(lengths or [0]) <= MEDIAN_CELL
-
-
-@every_notebook
-def test_outputs_are_stored_and_none_is_an_error(path):
-    for cell in code_cells(path):
-        assert not [output for output in cell.outputs if output.output_type == "error"], cell.source
-        assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.source
-        if PRINTS.search(cell.source) and not tags(cell) & {"gpu", "multi-gpu", "network"}:
-            assert cell.outputs, f"no output: {cell.source}"
-
-
-@every_notebook
-def test_tags_are_known_and_few_outputs_go_unchecked(path):
-    cells = code_cells(path)
-    for cell in cells:
-        assert tags(cell) <= TAGS
-    n_ignored = sum("nbval-ignore-output" in tags(cell) for cell in cells)
-    assert n_ignored <= max(1, 0.2 * len(cells))
-
-
-@every_notebook
-def test_no_absolute_paths(path):
-    found = [cell.source + output_text(cell) if cell.cell_type == "code" else cell.source for cell in read(path).cells]
-    assert not [text for text in found if ABSOLUTE_PATH.search(text)]
-
-
-@every_notebook
-def test_images_are_small_and_described(path):
-    for cell in code_cells(path):
-        images = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-        assert all(len(image) * 3 / 4 <= LARGEST_IMAGE for image in images), cell.source
-        if images:
-            assert cell.metadata.get("mystnb", {}).get("image", {}).get("alt"), f"no alternative text: {cell.source}"
+def test_every_exercise_has_its_place_on_the_page_of_solutions(path):
+    text = notebooks.solutions.PAGE.read_text(encoding="utf-8")
+    exercises = notebooks.solutions.exercises(path)
+    assert len(exercises) == (4 if path.stem[:2].isdigit() else 0)
+    for exercise in exercises:
+        assert f"### {exercise.name}\n" in text and exercise.code in text
+        assert exercise.task.endswith(exercise.link)
+        assert len(exercise.why.split()) >= 5 and exercise.why.endswith("."), exercise.why
 
 
 @every_notebook
@@ -100,41 +49,8 @@ def test_links_and_figures_exist(path):
 
 
 @every_notebook
-def test_one_title_and_a_place_in_the_contents(path):
-    titles = [line for line in prose(path).splitlines() if line.startswith("# ")]
-    assert len(titles) == 1 and read(path).cells[0].source.startswith(titles[0])
+def test_a_place_in_the_contents(path):
     assert path.stem in pages()
-
-
-@every_chapter
-def test_anatomy(path):
-    text = prose(path)
-    number = int(path.name[:2])
-    assert re.match(rf"# {number}\. ", text)
-    assert "You will learn" in text and "You need" in text
-    assert re.search(r"\{include\} _parts/\w+\.md", text)
-    assert "figures/you_are_here_" in text
-    places = [text.find(section) for section in SECTIONS]
-    assert -1 not in places and places == sorted(places), dict(zip(SECTIONS, places, strict=True))
-
-
-@every_chapter
-def test_exercises_fail_on_the_starter_and_pass_on_the_solution(path):
-    cells = code_cells(path)
-    starters = [cell for cell in cells if "exercise" in tags(cell)]
-    solutions = [cell for cell in cells if "solution" in tags(cell)]
-    assert len(starters) == len(solutions) >= 3
-    for starter, solution in zip(starters, solutions, strict=True):
-        assert "✗" in output_text(starter) and "✓" not in output_text(starter)
-        assert "✓" in output_text(solution) and "✗" not in output_text(solution)
-        assert "hide-cell" in tags(solution)
-
-
-@every_chapter
-def test_verdicts_outside_exercises_are_good(path):
-    for cell in code_cells(path):
-        if not tags(cell) & {"exercise"}:
-            assert "✗" not in output_text(cell), cell.source
 
 
 def test_you_are_here_figures_are_those_of_the_script():
@@ -142,12 +58,6 @@ def test_you_are_here_figures_are_those_of_the_script():
     for part in script.PARTS:
         stored = (BOOK / "figures" / f"you_are_here_{part}.svg").read_text(encoding="utf-8")
         assert stored == script.you_are_here(part), "run book/figures/you_are_here.py"
-
-
-def test_buttons_only_where_a_repository_is_named():
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    if "launch_buttons" in config or config["html"]["use_repository_button"] or config["html"]["use_edit_page_button"]:
-        assert "OWNER" not in config["repository"]["url"]
 
 
 def test_execute_skips_cells_whose_hardware_is_missing(tmp_path, monkeypatch):
@@ -163,7 +73,9 @@ def test_execute_skips_cells_whose_hardware_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebooks.execute(path)
     first, second = read(path).cells
-    assert output_text(first) == "✓ sum\n"  # the verdict is not shown once more as the cell's value
+    assert (
+        notebooks.chapter_rules.output_text(first) == "✓ sum\n"
+    )  # the verdict is not shown once more as the cell's value
     assert second.outputs == []
 
 
