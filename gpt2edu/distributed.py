@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -57,8 +57,20 @@ class Communicator(ABC):
         """Return every rank's value, in rank order, on every rank."""
 
     @abstractmethod
+    def begin_reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> Callable[[], object]:
+        """Begin to replace this rank's `shards` of `flat` (n,) by the mean over ranks; return what completes it.
+
+        Until then `flat` must not change at the shards of any rank; afterwards it is undefined at those of others.
+        Every rank begins the same operations in the same order.
+        """
+
     def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
         """Replace this rank's `shards` of `flat` (n,) by the mean over ranks; the rest of `flat` is left undefined."""
+        self.begin_reduce_scatter_mean(flat, shards)()
+
+    @abstractmethod
+    def all_reduce_mean(self, flat: torch.Tensor) -> None:
+        """Replace `flat` (n,) by its mean over ranks."""
 
     @abstractmethod
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
@@ -116,7 +128,11 @@ class SingleProcess(Communicator):
         """Return `[value]`."""
         return [value]
 
-    def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+    def begin_reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> Callable[[], object]:
+        """Leave `flat`: the mean over one rank."""
+        return lambda: None
+
+    def all_reduce_mean(self, flat: torch.Tensor) -> None:
         """Leave `flat`: the mean over one rank."""
 
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
@@ -175,25 +191,30 @@ class MpiCommunicator(Communicator):
         ends = np.cumsum(sizes)
         return [self._mpi.pickle.loads(received[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
-    def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
-        """Send every rank its slices, all in one message, and add what arrives in rank order.
+    def begin_reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> Callable[[], object]:
+        """Begin to send every rank its slices, all in one message; what arrives is added in rank order.
 
         MPI's own reduce-scatter adds in an order that depends on the algorithm it picks.
         """
         self._begin()
         shards = list(shards)
-        slices = [self._all_slices(flat, shard).numpy().reshape(self.world_size, -1) for shard in shards]
-        sent = np.concatenate(slices, axis=1)
+        sent = torch.cat([self._all_slices(flat, shard) for shard in shards], dim=1).cpu().numpy()
         received = np.empty_like(sent)
-        self._wait(self._world.Ialltoall(sent, received))
-        mean = received[0]
-        for part in received[1:]:
-            mean += part
-        mean /= self.world_size
-        start = 0
-        for shard in shards:
-            _own_slice(flat, shard).numpy()[:] = mean[start : start + shard.size]
-            start += shard.size
+        request = self._world.Ialltoall(sent, received)
+
+        def complete() -> None:
+            self._wait(request)
+            mean = torch.from_numpy(self._mean(received)).to(flat.device)
+            _put([_own_slice(flat, shard) for shard in shards], mean)
+
+        return complete
+
+    def all_reduce_mean(self, flat: torch.Tensor) -> None:
+        """Send all of `flat` to every rank, which adds what arrives in rank order: simple, and more than needed."""
+        self._begin()
+        received = np.empty((self.world_size, len(flat)), np.float32)
+        self._wait(self._world.Iallgather(flat.cpu().numpy(), received))
+        flat.copy_(torch.from_numpy(self._mean(received)))
 
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
         """Send this rank's slices, all in one message, to every rank."""
@@ -201,14 +222,10 @@ class MpiCommunicator(Communicator):
         if flat.dtype == torch.bfloat16:
             flat = flat.view(torch.int16)  # NumPy has no bfloat16; the bits are only moved
         shards = list(shards)
-        sent = np.concatenate([_own_slice(flat, shard).numpy() for shard in shards])
+        sent = torch.cat([_own_slice(flat, shard) for shard in shards]).cpu().numpy()
         received = np.empty((self.world_size, sent.size), sent.dtype)
         self._wait(self._world.Iallgather(sent, received))
-        start = 0
-        for shard in shards:
-            slices = self._all_slices(flat, shard).numpy().reshape(self.world_size, -1)
-            slices[:] = received[:, start : start + shard.size]
-            start += shard.size
+        _put([self._all_slices(flat, shard) for shard in shards], torch.from_numpy(received).to(flat.device))
 
     def abort(self, message: str, code: int = 1) -> NoReturn:
         """Print `message` and end every rank with exit code `code`."""
@@ -252,10 +269,18 @@ class MpiCommunicator(Communicator):
         if self._watchdog:
             self._watchdog.end_operation()
 
+    def _mean(self, parts: np.ndarray) -> np.ndarray:
+        """Return the mean of the ranks' parts (world_size, k), added in rank order."""
+        mean = parts[0]
+        for part in parts[1:]:
+            mean += part
+        mean /= self.world_size
+        return mean
+
     def _all_slices(self, flat: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """Return the run of `flat` that holds `shard` and its equals on the other ranks, in rank order."""
+        """Return the run of `flat` that holds `shard` and its equals on the other ranks: (world_size, shard.size)."""
         start = shard.offset - self.rank * shard.size
-        return flat[start : start + self.world_size * shard.size]
+        return flat[start : start + self.world_size * shard.size].view(self.world_size, -1)
 
 
 class NcclCommunicator(MpiCommunicator):
@@ -280,17 +305,28 @@ class NcclCommunicator(MpiCommunicator):
         self._reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
         self._all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
-    def reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
+    def begin_reduce_scatter_mean(self, flat: torch.Tensor, shards: Iterable[Shard]) -> Callable[[], object]:
+        """Begin to reduce in place, on a stream of NCCL's own after what is on the current one; the host never waits.
+
+        Completing it makes the current stream wait. NCCL sends a group of operations as one.
+        """
+        self._begin()
+        with dist._coalescing_manager(async_ops=True) as group:
+            for shard in shards:
+                self._reduce_scatter(_own_slice(flat, shard), self._all_slices(flat, shard).view(-1), dist.ReduceOp.AVG)
+        return group.wait
+
+    def all_reduce_mean(self, flat: torch.Tensor) -> None:
         """Reduce in place on the device; the host does not wait."""
         self._begin()
-        for shard in shards:
-            self._reduce_scatter(_own_slice(flat, shard), self._all_slices(flat, shard), dist.ReduceOp.AVG)
+        dist.all_reduce(flat, dist.ReduceOp.AVG)
 
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
-        """Gather in place on the device; the host does not wait."""
+        """Gather in place on the device, all slices as one group; the host does not wait."""
         self._begin()
-        for shard in shards:
-            self._all_gather(self._all_slices(flat, shard), _own_slice(flat, shard))
+        with dist._coalescing_manager():
+            for shard in shards:
+                self._all_gather(self._all_slices(flat, shard).view(-1), _own_slice(flat, shard))
 
     def __exit__(self, kind: object, problem: BaseException | None, traceback_: object) -> None:
         super().__exit__(kind, problem, traceback_)
@@ -335,3 +371,9 @@ def refuse_shared_gpus(gpus: Sequence[tuple[str, str | None]]) -> None:
 
 def _own_slice(flat: torch.Tensor, shard: Shard) -> torch.Tensor:
     return flat[shard.offset : shard.offset + shard.size]
+
+
+def _put(slices: list[torch.Tensor], values: torch.Tensor) -> None:
+    """Copy `values` (..., k) to slices that lie one after another in it."""
+    for target, part in zip(slices, values.split([target.shape[-1] for target in slices], dim=-1), strict=True):
+        target.copy_(part)

@@ -9,6 +9,7 @@ Shape suffix legend: B batch, T time, P padded vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -66,7 +67,7 @@ class Batch:
     """What is prepared for micro-batches of one shape."""
 
     activations: SimpleNamespace
-    launches: Replay
+    pieces: list[Replay]  # with several ranks one for each bucket of gradients that it completes, otherwise one
     embedding_gradient: Replay
     zero_losses: Prepared
     sum_losses: Prepared
@@ -123,6 +124,7 @@ class NumbaEngine:
         self._upload = Uploader(device)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._at_step_start = True
+        self._n_accumulated = 0  # micro-batches of the step under way
         self.model = SampleModel(self)
 
     # ------------------------------------------------------------------------------------------------
@@ -140,10 +142,12 @@ class NumbaEngine:
             self._arena = torch.empty(arena_bytes(buffers), dtype=torch.uint8, device=self.device)
         activations = cut_arena(self._arena, buffers)
         passes = self._passes(activations, Passes)
-        launches = passes.micro_step(1 / (B * T * n_micro_steps)) if n_micro_steps else passes.evaluation()
+        pieces = passes.micro_step_by_layer(1 / (B * T * n_micro_steps)) if n_micro_steps else [passes.evaluation()]
+        if self.communicator.world_size == 1:
+            pieces = [Prepared(itertools.chain(*pieces))]
         self._prepared[shape] = Batch(
             activations,
-            Replay(launches, self._stream),
+            [Replay(piece, self._stream) for piece in pieces],
             Replay(passes.embedding_gradient(), self._stream),
             zero.prepare(activations.losses),
             total.prepare(self._sums[:1], self._sums.new_empty(sum_scratch_size(B * T)), activations.losses),
@@ -175,10 +179,15 @@ class NumbaEngine:
         if self._at_step_start:
             self._start_step()
             batch.zero_losses()
-            self._at_step_start = False
+            self._at_step_start, self._n_accumulated = False, 0
+        self._n_accumulated += 1
+        last, averaging = self._n_accumulated == n_micro_steps, self._adamw.averaging
         a = batch.activations
         self._upload((a.inputs, inputs_BT), (a.targets, targets_BT))
-        batch.launches()
+        for bucket, piece in enumerate(batch.pieces):
+            piece()
+            if last:
+                averaging.ready(bucket)
         self._upload((a.plan, plan_token_gradient(inputs_BT)))  # the host plans while the device works
         batch.embedding_gradient()
         self._batch = batch
@@ -204,7 +213,7 @@ class NumbaEngine:
         self._adamw.publish()
         batch = self._prepare(*inputs_BT.shape, None)
         self._upload((batch.activations.inputs, inputs_BT), (batch.activations.targets, targets_BT))
-        batch.launches()
+        batch.pieces[0]()
         return batch.activations
 
     # ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2edu.averaging import Overlapped
 from gpt2edu.config import ModelConfig
 from gpt2edu.distributed import Communicator
 from gpt2edu.optimizer import BETAS, EPSILON
@@ -57,6 +58,7 @@ class KernelAdamW:
         parameters: (n,) what forward and backward read, bfloat16 or fp32; equal on all ranks.
         master: fp32 weights that AdamW updates: (k,) with ZeRO-1, otherwise (n,), in fp32 `parameters` themselves.
         gradients: (n,) fp32.
+        averaging: of the gradients; it is told which of them backward has completed.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class KernelAdamW:
             return torch.zeros(size, device=device)
 
         self.gradients, self._m, self._v = zeros(n), zeros(n_state), zeros(n_state)
+        self.averaging = Overlapped(communicator, self.gradients, self._shards)
         self._own_gradients = zeros(n // n_ranks) if n_ranks > 1 else self.gradients
         self.parameters = torch.zeros(n, dtype=torch.bfloat16 if bf16 else torch.float32, device=device)
         self._rounded = torch.zeros_like(self.parameters[:n_state]) if self.sharded and bf16 else self.parameters
@@ -100,7 +103,7 @@ class KernelAdamW:
 
     def reduce(self) -> None:
         """Average the gradients over ranks: each rank has the mean of its shards, without ZeRO-1 of all."""
-        self._communicator.reduce_scatter_mean(self.gradients, self._shards)
+        self.averaging.finish()
         if self._own_gradients is not self.gradients:
             self._pieces.pack(self._own_gradients, self.gradients)
         if not self.sharded:

@@ -92,6 +92,11 @@ class Shard:
     size: int
     state_offset: int
 
+    @property
+    def layer(self) -> int | None:
+        """The layer it is a slice of; None for a tensor that belongs to no layer."""
+        return (self.offset - self.tensor.offset) // self.tensor.slice_size if self.tensor.stacked else None
+
 
 def shards_of_rank(config: ModelConfig, rank: int, world_size: int) -> Iterator[Shard]:
     """Yield what `rank` of `world_size` owns: an equal slice of each layer of each tensor, as llm.c's ZeRO-1 cuts.

@@ -9,6 +9,7 @@ gpt2_backward_and_reduce @ f1e2ace.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -60,10 +61,19 @@ class Passes:
 
         What is left is the gradient of the embedding, for which the host has a plan to make meanwhile.
         """
+        return Prepared(itertools.chain(*self.micro_step_by_layer(grad_loss)))
+
+    def micro_step_by_layer(self, grad_loss: float) -> list[Prepared]:
+        """Return the same in L pieces: after the first the gradients of the last layer are complete, and so on."""
         self._forward()
         self._loss(grad_loss, train=True)
-        self._backward()
-        return self._recorded()
+        self._head_backward()
+        pieces = []
+        for n in reversed(range(self.config.n_layers)):
+            self._mlp_backward(n)
+            self._attention_backward(n)
+            pieces.append(self._recorded())
+        return pieces
 
     def embedding_gradient(self) -> Prepared:
         """Return the launches that finish a micro-step."""
@@ -132,16 +142,13 @@ class Passes:
     # ------------------------------------------------------------------------------------------------
     # backward
 
-    def _backward(self) -> None:
+    def _head_backward(self) -> None:
         a, w, g, L = self.a, self.w, self.g, self.config.n_layers
         self._do(matmul_grad_weight, g.wte, a.logits, a.lnf)
         self._do(matmul_grad_input, a.branch, a.logits, w.wte)
         saved = a.residual[L], w.lnfw, a.lnf_mean, a.lnf_rstd
         outputs = a.grad_residual, g.lnfw, g.lnfb, a.scratch
         self._do(layernorm_backward, *outputs, a.branch, *saved, accumulate=False)
-        for n in reversed(range(L)):
-            self._mlp_backward(n)
-            self._attention_backward(n)
 
     def _mlp_backward(self, n: int) -> None:
         a, w, g = self.a, self.w, self.g

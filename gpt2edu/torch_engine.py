@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import os
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt2edu.averaging import Overlapped
 from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import Communicator
 from gpt2edu.errors import Gpt2EduError, UsageError
-from gpt2edu.model import GPT2
+from gpt2edu.model import GPT2, named_views
 from gpt2edu.optimizer import FlatAdamW, LossScaler
 from gpt2edu.parameters import shards_of_rank
 
@@ -107,12 +109,35 @@ class TorchEngine:
             ) from problem
         self.model.recompute = settings.recompute
         self._own_gradients = [self._gradients[s.offset : s.offset + s.size] for s in self._own_shards]
+        self.averaging = Overlapped(communicator, self._gradients, self._own_shards)
+        self._n_accumulated = 0  # micro-batches of the step under way
+        self._n_incomplete: list[int] = []  # gradients of each bucket in the last micro-batch; empty before it
+        if communicator.world_size > 1:
+            self._watch_gradients()
         self._loss_sum = torch.zeros((), device=device)
         self._at_step_start = True
         self._held_bytes: int | None = None  # before the first step
         compiles, reason = choose_compile(settings.compile, device)
         self._compiled_losses = torch.compile(self.model.losses, dynamic=False) if compiles else self.model.losses
         self.notes.append(f"torch.compile: {reason}")
+
+    def _watch_gradients(self) -> None:
+        """Have every bucket reported as soon as the last micro-batch's backward pass has added to all its gradients.
+
+        Out of a model that torch.compile has made one piece of they all come at the end.
+        """
+        paths = [path for path, _ in named_views(self.config, self._gradients)]
+        path_of_shard = dict(zip(self._own_shards, paths, strict=True))
+        for number, bucket in enumerate(self.averaging.buckets):
+            for shard in bucket:
+                parameter = self.model.get_parameter(path_of_shard[shard])
+                parameter.register_post_accumulate_grad_hook(functools.partial(self._note_gradient, number))
+
+    def _note_gradient(self, bucket: int, _parameter: Tensor) -> None:
+        if self._n_incomplete:
+            self._n_incomplete[bucket] -= 1
+            if self._n_incomplete[bucket] == 0:
+                self.averaging.ready(bucket)
 
     def _upload(self, tokens_BT: np.ndarray) -> Tensor:
         tokens = torch.from_numpy(tokens_BT)
@@ -131,7 +156,10 @@ class TorchEngine:
                 torch.cuda.reset_peak_memory_stats(self.device)
             self._gradients.zero_()
             self._loss_sum.zero_()
-            self._at_step_start = False
+            self._at_step_start, self._n_accumulated = False, 0
+        self._n_accumulated += 1
+        if self._n_accumulated == n_micro_steps:
+            self._n_incomplete = [len(bucket) for bucket in self.averaging.buckets]
         with self._autocast():
             losses_BT = self._compiled_losses(self._upload(inputs_BT), self._upload(targets_BT))
         loss = losses_BT.mean() / n_micro_steps
@@ -140,8 +168,8 @@ class TorchEngine:
 
     def reduce(self) -> tuple[float, float]:
         """Average over ranks; each rank has the mean gradients of its shards, and of all with -z 0."""
-        self._at_step_start = True
-        self.communicator.reduce_scatter_mean(self._gradients, self._own_shards)
+        self._at_step_start, self._n_incomplete = True, []
+        self.averaging.finish()
         own_norm = torch.nn.utils.get_total_norm(self._own_gradients)
         if self.settings.zero_stage == 0:
             self.communicator.all_gather(self._gradients, self._own_shards)
