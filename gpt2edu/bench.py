@@ -15,6 +15,7 @@ from gpt2edu.bench_kernels import add_kernels, bench_kernels, compare, report_pr
 from gpt2edu.bench_step import add_steps, bench_step, bench_train_loop
 from gpt2edu.bench_text_run import add_text_run, bench_text_run
 from gpt2edu.bench_timing import Plan, measure_ceilings
+from gpt2edu.bench_tune import add_tune, bench_tune
 from gpt2edu.errors import UsageError, run_main
 from gpt2edu.machine import describe_machine
 from gpt2edu.readme_tables import update_readme
@@ -34,6 +35,7 @@ EXAMPLES = """examples:
   python -m gpt2edu.bench text_run -i "text_train_*.bin" -j "text_val_*.bin"
                                                        200 steps on real text with both engines, and their loss curves
   python -m gpt2edu.bench kernel_names                 what runs on the GPU in a training run, by name
+  python -m gpt2edu.bench tune -e d24 -b 16             the matrix products of a model: measure and keep the best way
   python -m gpt2edu.bench stamp results/*.json         take over files measured on a machine without git
   python -m gpt2edu.bench readme                       write the results table in README.md anew
 """
@@ -110,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         measurement.add_argument(
             "--output", type=Path, default=RESULTS_DIR, help="folder of the results file (default book/results)"
         )
+    add_tune(actions)
     stamp = actions.add_parser("stamp", help="take over files measured on a copy of this source", allow_abbrev=False)
     stamp.add_argument("files", type=Path, nargs="+")
     actions.add_parser("readme", help="write the results table in README.md anew", allow_abbrev=False)
@@ -122,6 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     if arguments.action == "readme":
         update_readme(ROOT / "README.md")
+        return 0
+    if arguments.action == "tune":
+        print(bench_tune(arguments))
         return 0
     if arguments.action == "stamp":
         for file in arguments.files:

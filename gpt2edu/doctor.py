@@ -136,6 +136,20 @@ def check_gpu_memory(machine: Machine, _folder: Path) -> Check:
     return Check("GPU memory", True, found)
 
 
+def check_tuning(machine: Machine, _folder: Path) -> Check:
+    """Whether the ways of doing matrix products were measured on this GPU; without that, training takes defaults."""
+    if not machine.gpus:
+        return Check("tuning", True, "no GPU, nothing to tune")
+    from kernels.matmul import tuning
+
+    gpu = machine.gpus[0].name
+    try:
+        measured = bool(tuning.measured_choices(gpu))
+        return Check("tuning", True, tuning.describe(gpu), None if measured else "python -m gpt2edu.bench tune")
+    except ValueError as problem:
+        return Check("tuning", False, str(problem), f"rm {tuning.file_in(tuning.user_folder(), gpu)}")
+
+
 def check_nccl(machine: Machine, _folder: Path) -> Check:
     """NCCL, which moves gradients between GPUs."""
     import torch
@@ -204,6 +218,7 @@ CHECKS: tuple[Callable[[Machine, Path], Check], ...] = (
     check_driver,
     check_ptx,
     check_gpu_memory,
+    check_tuning,
     check_nccl,
     check_mpi,
     check_disk,

@@ -34,16 +34,26 @@ def _gpt2_products(sizes: Sizes) -> list[tuple[int, int, int]]:
     return [(sizes.n_places, N, K) for N, K in ((4 * C, C), (3 * C, C), (C, C), (C, 4 * C), (P, C))]
 
 
-def matmul_cases(device: torch.device, sizes: Sizes) -> list[Case]:
-    """The three products of a linear layer at every shape, the ladder at the first, and what goes with them."""
+def product_cases(device: torch.device, sizes: Sizes) -> list[Case]:
+    """The three products of a linear layer at every shape: the ladder at the first.
+
+    At the others the step that is used on GPUs before and after Hopper is measured beside the production one.
+    """
     shapes = _gpt2_products(sizes)
     squares = [(n, n, n) for n in sizes.squares]
     cases = []
     for make_case in (_forward, _grad_input, _grad_weight):
         for place, shape in enumerate([*shapes, *squares]):
-            cases.append(make_case(device, *shape, steps=[] if place else matmul.LADDER, sustained=shape in shapes))
-    M, N, K = shapes[0]
-    return [*cases, _bias_gelu(device, M, N, K), _grad_input_gelu(device, M, K, N), _grad_bias(device, M, N)]
+            steps = [matmul.step7_multistage] if place else matmul.LADDER
+            cases.append(make_case(device, *shape, steps=steps, sustained=shape in shapes))
+    return cases
+
+
+def matmul_cases(device: torch.device, sizes: Sizes) -> list[Case]:
+    """The three products at every shape, and what goes with them."""
+    M, N, K = _gpt2_products(sizes)[0]
+    beside = [_bias_gelu(device, M, N, K), _grad_input_gelu(device, M, K, N), _grad_bias(device, M, N)]
+    return product_cases(device, sizes) + beside
 
 
 def _case(op: str, M: int, N: int, K: int, **parts: Any) -> Case:

@@ -54,8 +54,8 @@ def sum_slices(out, partial, slices: int, accumulate: bool, stream: object) -> L
 
 
 @functools.cache
-def slices_of(tiles: int, stages: int, places: int) -> int:
-    """Return into how many slices to cut sums of so many stages: what takes least time, counted in stages.
+def likely_slices(tiles: int, stages: int, places: int) -> list[int]:
+    """Return into how many slices sums of so many stages may be cut, by the time that it takes, counted in stages.
 
     Args:
         tiles: Of the output.
@@ -68,7 +68,7 @@ def slices_of(tiles: int, stages: int, places: int) -> int:
         summing = STAGES_OF_SUMMING * tiles * slices if slices > 1 else 0
         return rounds * (ceil_div(stages, slices) + STAGES_OF_STORING) + summing
 
-    return min(range(1, min(MAX_SLICES, stages) + 1), key=time)
+    return sorted(range(1, min(MAX_SLICES, stages) + 1), key=time)
 
 
 _partial_sums: dict[object, object] = {}

@@ -32,7 +32,7 @@ from kernels.matmul.common import (
     takes_pieces,
 )
 from kernels.matmul.outputs import PATCH_BYTES, add_bias_device, store_floats_device, store_pairs_device
-from kernels.matmul.slices import partial_sums, slices_of, sum_slices
+from kernels.matmul.slices import likely_slices, partial_sums, sum_slices
 from kernels.matmul.tensor_tiles import (
     COLUMNS,
     FRAGMENTS,
@@ -42,6 +42,7 @@ from kernels.matmul.tensor_tiles import (
     make_operand,
     multiply_device,
 )
+from kernels.matmul.tuning import Choice, choose
 from kernels.ptx import cp_async_commit, cp_async_wait, shared_address
 from kernels.registry import kernel
 
@@ -56,9 +57,9 @@ PENDING = AHEAD - 1  # of these, those that may still be under way when the next
 RING_BYTES = STAGES * STAGE_BYTES
 LAST_STAGE = RING_BYTES - STAGE_BYTES
 SHARED_BYTES = RING_BYTES + BLOCK // 32 * PATCH_BYTES
-GROUP = 16
+GROUPS = (16, 4, 8, 32)
 """Rows of tiles that are done column by column, so that blocks running side by side read the same operands."""
-
+SLICES_TRIED = 4
 WORD = 0xFFFFFFFF
 """Cuts a number to 32 bits: the compiler divides such numbers with far fewer instructions than those of 64."""
 
@@ -70,14 +71,14 @@ def divide_device(x, y):
 
 
 @cuda.jit(device=True)
-def tile_place_device(tile, I, J):  # noqa: E741
-    """Return the first row and column of a tile: down the rows of a group, then one column on."""
+def tile_place_device(tile, group, I, J):  # noqa: E741
+    """Return the first row and column of a tile: down a group of so many rows of tiles, then one column on."""
     rows, columns = (I + TILE_I - 1) // TILE_I, (J + TILE_J - 1) // TILE_J
-    group = divide_device(tile, GROUP * columns)
-    within = tile - group * GROUP * columns
-    high = min(rows - group * GROUP, GROUP)
+    first = divide_device(tile, group * columns) * group
+    within = tile - first * columns
+    high = min(rows - first, group)
     column = divide_device(within, high)
-    return (group * GROUP + within - column * high) * TILE_I, column * TILE_J
+    return (first + within - column * high) * TILE_I, column * TILE_J
 
 
 @cuda.jit(device=True)
@@ -104,10 +105,10 @@ def make_copier(layout: str) -> tuple[Callable, Callable, Callable]:
     sliced = layout == "grad_weight"
 
     @cuda.jit(device=True)
-    def begin_device(item, slices, I, J, K):  # noqa: E741
+    def begin_device(item, slices, group, I, J, K):  # noqa: E741
         """Return what this thread copies first of a piece of work."""
         tile, _, first, end = slice_device(item, slices, I, J, K, sliced)
-        i, j = tile_place_device(tile, I, J)
+        i, j = tile_place_device(tile, group, I, J)
         k, end_k = first * TERMS, min(K, end * TERMS)
         return first_a_device(i, k, end_k, I, K) + first_b_device(j, k, end_k, J, K) + (int32(end - first), item)
 
@@ -120,11 +121,11 @@ def make_copier(layout: str) -> tuple[Callable, Callable, Callable]:
         cp_async_commit()
 
     @cuda.jit(device=True)
-    def next_stage_device(ahead, slices, I, J, K):  # noqa: E741
+    def next_stage_device(ahead, slices, group, I, J, K):  # noqa: E741
         """Return what comes after `ahead`: the next stage, or the first one of the block's next piece of work."""
         a_index, a_rows, a_terms, b_index, b_rows, b_terms, left, item = ahead
         if left == 1:
-            return begin_device(item + cuda.gridDim.x, slices, I, J, K)
+            return begin_device(item + cuda.gridDim.x, slices, group, I, J, K)
         a_index += TERMS if a_k_contiguous else TERMS * I
         b_index += TERMS if b_k_contiguous else TERMS * J
         a_terms, b_terms = int32(a_terms - TERMS), int32(b_terms - TERMS)
@@ -155,10 +156,10 @@ def make_kernel(layout: str):
     load_step_device = make_loader(layout)
     store_device = store_floats_device if OUTPUTS[layout] == "float32" else store_pairs_device
     sliced = layout == "grad_weight"
-    signature = f"void({OUTPUTS[layout]}[::1], uint16[::1], uint16[::1], uint16[::1]{', int64' * 7})"
+    signature = f"void({OUTPUTS[layout]}[::1], uint16[::1], uint16[::1], uint16[::1]{', int64' * 8})"
 
     @kernel(signature, name=f"{layout}_kernel", launch_bounds=(BLOCK, 1))
-    def matmul_kernel(out, a, b, bias, I, J, K, has_bias, accumulate, whole, slices):  # noqa: E741
+    def matmul_kernel(out, a, b, bias, I, J, K, has_bias, accumulate, whole, slices, group):  # noqa: E741
         """A block owns a slice of 128 x 256 outputs at a time, a warp 64 x 64."""
         memory = cuda.shared.array(0, uint8, 128)
         sums = cuda.local.array((FRAGMENTS, COLUMNS, 4), float32)
@@ -168,10 +169,10 @@ def make_kernel(layout: str):
         warp = cuda.threadIdx.x >> 5
         pieces = (I + TILE_I - 1) // TILE_I * ((J + TILE_J - 1) // TILE_J) * slices
         item = cuda.blockIdx.x
-        ahead = begin_device(item, slices, I, J, K)
+        ahead = begin_device(item, slices, group, I, J, K)
         for stage in range(AHEAD):
             copy_stage_device(ring + stage * STAGE_BYTES, a, b, ahead, I, J, K)
-            ahead = next_stage_device(ahead, slices, I, J, K)
+            ahead = next_stage_device(ahead, slices, group, I, J, K)
         read, write = uint32(0), uint32(LAST_STAGE)
         cp_async_wait(PENDING)
         cuda.syncthreads()  # the copies of all threads to the first stage are there
@@ -188,7 +189,7 @@ def make_kernel(layout: str):
                 multiply_device(sums, a_words, b_words, 1)
                 load_step_device(a_words, b_words, 1, ring + read, 3)
                 multiply_device(sums, a_words, b_words, 0)
-                ahead = next_stage_device(ahead, slices, I, J, K)
+                ahead = next_stage_device(ahead, slices, group, I, J, K)
                 write = read
                 read = uint32(read + STAGE_BYTES) if read < LAST_STAGE else uint32(0)
                 cp_async_wait(PENDING)
@@ -197,7 +198,7 @@ def make_kernel(layout: str):
                 multiply_device(sums, a_words, b_words, 1)
                 left = int32(left - 1)
             tile, index, _, _ = slice_device(item, slices, I, J, K, sliced)
-            i, j = tile_place_device(tile, I, J)
+            i, j = tile_place_device(tile, group, I, J)
             i += warp % WARPS_I * WARP + index * I
             j += warp // WARPS_I * WARP
             if has_bias:
@@ -212,22 +213,34 @@ def make_kernel(layout: str):
 KERNELS = {layout: make_kernel(layout) for layout in LAYOUTS}
 
 
+def n_tiles(product: Product) -> int:
+    """Return how many tiles cover the output of a product."""
+    return ceil_div(product.I, TILE_I) * ceil_div(product.J, TILE_J)
+
+
+def options_of(product: Product) -> list[Choice]:
+    """Return the ways in which a product can be done, the likeliest first."""
+    slices = [1]
+    if layout_of(product) == "grad_weight" and in_pieces(product.out, product.J):
+        slices = likely_slices(n_tiles(product), ceil_div(product.K, TERMS), n_multiprocessors())[:SLICES_TRIED]
+    by_slices = [{"slices": n, "group": GROUPS[0]} for n in slices]
+    return by_slices + [{"slices": slices[0], "group": group} for group in GROUPS[1:]]
+
+
 def step(product: Product, stream: object) -> list[Launch]:
     """Launch a block for each multiprocessor, or use step 6 on a GPU of less shared memory and for ragged rows."""
     if not takes_pieces(product) or most_shared_bytes() < SHARED_BYTES:
         return step6_swizzle.step(product, stream)
-    layout = layout_of(product)
-    tiles = ceil_div(product.I, TILE_I) * ceil_div(product.J, TILE_J)
-    stages, places = ceil_div(product.K, TERMS), n_multiprocessors()
-    sliceable = layout == "grad_weight" and in_pieces(product.out, product.J)
-    slices = slices_of(tiles, stages, places) if sliceable else 1
+    choice = choose("sm_80", product, options_of(product))
+    slices = choice["slices"]
     out = product.out if slices == 1 else partial_sums(slices * product.out.size, stream)
     accumulate = slices == 1 and product.accumulate
     has_bias, whole = product.bias is not None, in_pieces(out, product.J)
     arrays = (out, product.a, product.b, product.bias if has_bias else product.a)
-    arguments = (*arrays, product.I, product.J, product.K, int(has_bias), int(accumulate), int(whole), slices)
-    grid = min(places, tiles * slices)
-    launches = [Launch(KERNELS[layout], grid, BLOCK, arguments, stream, SHARED_BYTES)]
+    numbers = (int(has_bias), int(accumulate), int(whole), slices, choice["group"])
+    arguments = (*arrays, product.I, product.J, product.K, *numbers)
+    grid = min(n_multiprocessors(), n_tiles(product) * slices)
+    launches = [Launch(KERNELS[layout_of(product)], grid, BLOCK, arguments, stream, SHARED_BYTES)]
     return launches if slices == 1 else [*launches, sum_slices(product.out, out, slices, product.accumulate, stream)]
 
 

@@ -127,13 +127,15 @@ def test_swizzled_pieces_of_eight_lines_lie_in_different_banks(line_bytes):
 
 
 @pytest.mark.skipif(not SIMULATED, reason="a device function is called from Python")
-@pytest.mark.parametrize(("rows", "columns", "n_slices"), [(1, 1, 1), (16, 1, 1), (35, 3, 1), (32, 5, 4)])
-def test_blocks_share_out_all_work_once_and_nothing_past_its_end(rows, columns, n_slices):
+@pytest.mark.parametrize(
+    ("rows", "columns", "n_slices", "group"), [(1, 1, 1, 16), (16, 1, 1, 16), (35, 3, 1, 4), (32, 5, 4, 8)]
+)
+def test_blocks_share_out_all_work_once_and_nothing_past_its_end(rows, columns, n_slices, group):
     I, J, K = rows * step7_multistage.TILE_I, columns * step7_multistage.TILE_J - 8, 700  # noqa: E741
     done = []
     for item in range(rows * columns * n_slices + 7):
         tile, _, first, end = step7_multistage.slice_device(item, n_slices, I, J, K, n_slices > 1)
-        place = step7_multistage.tile_place_device(tile, I, J)
+        place = step7_multistage.tile_place_device(tile, group, I, J)
         done += [(*place, stage) for stage in range(first, end)]
     assert len(done) == len(set(done)) == rows * columns * 11
     assert {i for i, _, _ in done} == set(range(0, I, 128)) and {j for _, j, _ in done} == set(range(0, J, 256))
@@ -141,7 +143,7 @@ def test_blocks_share_out_all_work_once_and_nothing_past_its_end(rows, columns, 
 
 def test_slices_are_added_in_a_fixed_order(run_every_way, monkeypatch):
     shape = (200, 8, 136)  # four stages in two slices: the ring goes round
-    monkeypatch.setattr(step7_multistage, "slices_of", lambda *_: 2)
+    monkeypatch.setattr(step7_multistage, "likely_slices", lambda *_: [2])
     inp, _, _, grad_out = random_case(shape, "bfloat16")
     grad_weight = host.to_device(np.full(shape[1:], 0.5), "float32")
     arguments = [host.to_device(x, "bfloat16") for x in (grad_out, inp)]
@@ -150,9 +152,9 @@ def test_slices_are_added_in_a_fixed_order(run_every_way, monkeypatch):
 
 
 def test_slices_fill_the_places_of_a_gpu():
-    assert slices.slices_of(tiles=18, stages=1024, places=132) == 7  # 126 of 132 places busy
-    assert slices.slices_of(tiles=1179, stages=1024, places=132) == 1  # nearly nine full rounds
-    assert slices.slices_of(tiles=1, stages=1, places=132) == 1  # there is nothing to cut
+    assert slices.likely_slices(tiles=18, stages=1024, places=132)[0] == 7  # 126 of 132 places busy
+    assert slices.likely_slices(tiles=1179, stages=1024, places=132)[0] == 1  # nearly nine full rounds
+    assert slices.likely_slices(tiles=1, stages=1, places=132) == [1]  # there is nothing to cut
 
 
 @pytest.fixture
