@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from chapters import BOOK, NOTEBOOKS, ROOT, load_script, read
+from chapters import BOOK, HTML, NOTEBOOKS, ROOT, load_script, read
 
 URL = "https://github.com/made-up/gpt2edu"
 colab = load_script(BOOK / "colab.py")
@@ -84,3 +84,14 @@ def test_buttons_lead_to_the_repository_and_to_colab(config, tmp_path):
     assert f"{URL}/edit/main/book/a.ipynb" in page
     assert f'href="{URL}"' in page
     assert 'href="_sources/a.ipynb"' in page
+
+
+def test_pages_are_built_as_here_and_published():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["build"]["steps"]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert commands[-1] == "python tools/run_checks.py book"
+    wanted = subprocess.run(commands[0].replace("pip install", "echo"), shell=True, cwd=ROOT, capture_output=True)
+    assert wanted.stdout.decode().startswith("jupyter-book==1.")
+    assert ROOT / steps[-1]["with"]["path"] == HTML
+    assert workflow["jobs"]["publish"]["needs"] == "build"
