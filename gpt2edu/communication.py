@@ -4,7 +4,8 @@ A step reduces the gradients, so that each GPU has the mean of its shard (reduce
 what they lack (all-gather): the other gradients, or with ZeRO-1 the other weights. On a ring of N GPUs either one takes
 N - 1 rounds; in a round each GPU sends one Nth of the buffer to its neighbour. So however many GPUs there are, each
 sends less than the buffer once for the one and once for the other: bandwidth sets the time of few GPUs, the latency of
-the rounds that of many.
+the rounds that of many. Most of the gradients are on their way while the last micro-step's backward pass goes on
+(`gpt2edu.averaging`); the last bucket and the all-gather have nothing left to hide behind.
 
 Sources: Patarasuk and Yuan 2009, Bandwidth optimal all-reduce algorithms for clusters of workstations, section 3
 (doi:10.1016/j.jpdc.2008.09.002); Rajbhandari et al. 2020, ZeRO, section 7 (arXiv:1910.02054); latencies of NCCL 2.28
@@ -21,6 +22,8 @@ from gpt2edu.parameters import n_parameters, parameter_layout
 
 GRADIENT_BYTES = 4  # an element; gradients are summed in fp32
 START_S = 8.4e-6  # of one collective operation
+BACKWARD_SHARE = 2 / 3  # of the work of a micro-step
+MICRO_BATCH = 64  # sequences of the recipe's micro-batch; a GPU that has fewer of them takes them at once
 NODE_GPUS = 8
 REACHED = 0.8  # of a link's bandwidth, by large messages
 WORLDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -75,13 +78,15 @@ class StepTraffic:
 
     Attributes:
         reduce_bytes: for the mean of the gradients.
-        gather_bytes: for the gradients (-z 0) or the weights (-z 1) of the other shards.
-        n_messages: into which each of the two is cut: one for each layer of each tensor.
+        last_bucket_bytes: of these, what is complete only when backward is over: embeddings and final norm.
+        gather_bytes: for the gradients (-z 0) or the weights (-z 1) of the other shards, in one message.
+        n_buckets: messages for the gradients: one for each layer, and the last bucket.
     """
 
     reduce_bytes: float
+    last_bucket_bytes: float
     gather_bytes: float
-    n_messages: int
+    n_buckets: int
 
 
 def step_traffic(config: ModelConfig, world_size: int, zero_stage: int, weight_bytes: int = 2) -> StepTraffic:
@@ -93,9 +98,16 @@ def step_traffic(config: ModelConfig, world_size: int, zero_stage: int, weight_b
         zero_stage: 0 gathers gradients, 1 weights.
         weight_bytes: of a weight that forward and backward read: 2 in bf16 (numba engine), 4 in fp32 (torch's).
     """
-    share = n_parameters(config) * (world_size - 1) / world_size
-    n_messages = sum(tensor.n_slices for tensor in parameter_layout(config)) if world_size > 1 else 0
-    return StepTraffic(share * GRADIENT_BYTES, share * (weight_bytes if zero_stage else GRADIENT_BYTES), n_messages)
+    share = (world_size - 1) / world_size
+    reduce_bytes = share * GRADIENT_BYTES * n_parameters(config)
+    last_bucket = sum(tensor.size for tensor in parameter_layout(config) if not tensor.stacked)
+    gathered_bytes = weight_bytes if zero_stage else GRADIENT_BYTES
+    return StepTraffic(
+        reduce_bytes,
+        share * GRADIENT_BYTES * last_bucket,
+        share * gathered_bytes * n_parameters(config),
+        config.n_layers + 1 if world_size > 1 else 0,
+    )
 
 
 def ring_seconds(n_bytes: float, n_messages: int, world_size: int, cluster: Cluster) -> float:
@@ -110,22 +122,25 @@ class Prediction:
 
     world_size: int
     compute_s: float
+    backward_s: float  # of the last micro-step, part of `compute_s`
     reduce_s: float
+    last_bucket_s: float  # part of `reduce_s`
     gather_s: float
 
     @property
-    def efficiency(self) -> float:
-        """Share of the step in which GPUs compute, if they compute nothing while they send: as the engines do it."""
-        return self.compute_s / (self.compute_s + self.reduce_s + self.gather_s)
+    def exposed_s(self) -> float:
+        """The time in which GPUs send and do not compute."""
+        return max(self.last_bucket_s, self.reduce_s - self.backward_s) + self.gather_s
 
     @property
-    def overlapped_efficiency(self) -> float:
-        """The same if gradients are reduced during the backward pass, two thirds of the work of a micro-step.
+    def efficiency(self) -> float:
+        """Share of the step in which GPUs compute."""
+        return self.compute_s / (self.compute_s + self.exposed_s)
 
-        Only for one micro-step a step; with more of them, there is less backward pass to hide in.
-        """
-        exposed_s = max(0.0, self.reduce_s - self.compute_s * 2 / 3)
-        return self.compute_s / (self.compute_s + exposed_s + self.gather_s)
+    @property
+    def efficiency_after_backward(self) -> float:
+        """The same if nothing were sent before the backward pass is over."""
+        return self.compute_s / (self.compute_s + self.reduce_s + self.gather_s)
 
 
 def predict(
@@ -136,6 +151,7 @@ def predict(
     world_size: int,
     cluster: Cluster,
     zero_stage: int = 1,
+    weight_bytes: int = 2,
 ) -> Prediction:
     """Predict a step of `total_batch` tokens, or of one sequence a GPU where that is more.
 
@@ -147,14 +163,19 @@ def predict(
         world_size: GPUs.
         cluster: what joins them.
         zero_stage: as `-z`.
+        weight_bytes: as in `step_traffic`.
     """
     tokens = max(total_batch, world_size * seq_len)
-    traffic = step_traffic(config, world_size, zero_stage)
+    n_micro_steps = max(1.0, tokens / (world_size * seq_len * MICRO_BATCH))
+    traffic = step_traffic(config, world_size, zero_stage, weight_bytes)
+    compute_s = tokens * flop_per_token(config, seq_len) / (world_size * flop_per_s)
     return Prediction(
         world_size,
-        tokens * flop_per_token(config, seq_len) / (world_size * flop_per_s),
-        ring_seconds(traffic.reduce_bytes, traffic.n_messages, world_size, cluster),
-        ring_seconds(traffic.gather_bytes, traffic.n_messages, world_size, cluster),
+        compute_s,
+        BACKWARD_SHARE * compute_s / n_micro_steps,
+        ring_seconds(traffic.reduce_bytes, traffic.n_buckets, world_size, cluster),
+        ring_seconds(traffic.last_bucket_bytes, min(1, traffic.n_buckets), world_size, cluster),
+        ring_seconds(traffic.gather_bytes, min(1, traffic.n_buckets), world_size, cluster),
     )
 
 
@@ -163,7 +184,7 @@ def scaling_table(config: ModelConfig, seq_len: int, total_batch: int, flop_per_
     inside, networks = NVLINKS.get(gpu, PCIE_4), (INFINIBAND, ETHERNET)
     lines = [
         f"  Scaling of {gpu}, {NODE_GPUS} in a machine joined by {inside.name}, machines by {networks[0].name} or by",
-        f"  {networks[1].name}. Predicted, not measured; -z 1, nothing sent while a GPU computes:",
+        f"  {networks[1].name}. Predicted; -z 1, time that is not hidden behind computing, and the share of computing:",
         f"  {'GPUs':>6}{'MB sent a step':>16}{'computing':>12}{'InfiniBand':>20}{'Ethernet':>20}",
     ]
     for world_size in WORLDS:
@@ -172,7 +193,7 @@ def scaling_table(config: ModelConfig, seq_len: int, total_batch: int, flop_per_
         for network in networks:
             step = predict(config, seq_len, total_batch, flop_per_s, world_size, Cluster(inside, network))
             compute_ms = 1000 * step.compute_s
-            cells.append(f"{1000 * (step.reduce_s + step.gather_s):,.1f} ms  {100 * step.efficiency:3.0f} %")
+            cells.append(f"{1000 * step.exposed_s:,.1f} ms  {100 * step.efficiency:3.0f} %")
         sent = (traffic.reduce_bytes + traffic.gather_bytes) / 1e6
         lines.append(f"  {world_size:>6}{sent:>16,.0f}{compute_ms:>9,.1f} ms{cells[0]:>20}{cells[1]:>20}")
     most = total_batch // seq_len
