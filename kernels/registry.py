@@ -45,7 +45,7 @@ def _variants(signatures: tuple[str, ...]) -> dict[str, str]:
 def kernel(
     *signatures: str, name: str | None = None, architectures: tuple[str, ...] = tuple(ARCHITECTURES), **options: object
 ) -> Callable[[Callable], Callable]:
-    """Decorate a kernel: compile it with `cuda.jit(**options)` when it is launched, and list it.
+    """Decorate a kernel: compile it with `cuda.jit(**options)` when it is launched, keep the result on disk, list it.
 
     Args:
         *signatures: In Numba's notation, for example `"void(real[:, ::1], float32[::1], int64)"`, where `real` stands
@@ -58,7 +58,12 @@ def kernel(
     def decorate(function: Callable) -> Callable:
         listed = f"{function.__module__.removeprefix('kernels.')}.{name or function.__name__}"
         _entries[listed] = KernelEntry(listed, function, _variants(signatures), architectures, options)
-        return cuda.jit(**options)(function)
+        compiled = cuda.jit(**options)(function)
+        if not kernels.SIMULATED:
+            from kernels.compile_cache import CompiledKernels
+
+            compiled._cache = CompiledKernels(compiled)
+        return compiled
 
     return decorate
 
