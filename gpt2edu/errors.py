@@ -29,13 +29,15 @@ class UsageError(Gpt2EduError):
 def run_main(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run a command's `main(argv)` and leave with its exit code.
 
-    `Gpt2EduError` prints as one `error: ...` line on stderr, once for all ranks; a full disk and Ctrl-C do so too.
+    `Gpt2EduError` prints as one `error: ...` line on stderr, once for all ranks; a full disk and Ctrl-C do so too. A
+    rank that is killed is named.
     """
+    from gpt2edu.launcher import end_all_ranks, guard_rank, launched_world  # which needs this module
+
+    guard_rank()
     try:
         code = main(None) or 0
     except Gpt2EduError as problem:
-        from gpt2edu.launcher import end_all_ranks, launched_world  # which needs this module
-
         if launched_world()[1] > 1:
             end_all_ranks(problem)
         print(f"error: {problem}", file=sys.stderr)

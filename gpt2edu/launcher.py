@@ -6,7 +6,10 @@ A process that was started alone never imports MPI.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
+import socket
 import sys
 import time
 import traceback
@@ -26,6 +29,7 @@ VARIABLES = (
 RANK_ZERO_SPEAKS_S = 3.0  # by then rank 0 has said what it found, on a busy machine too, and has ended the others
 HANG_EXIT_CODE = 75  # "temporary failure, try again" in sysexits.h
 FORWARDING_S = 0.5  # the launcher drops the output that it has not passed on when a job is aborted
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent ends
 
 
 def launched_world(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
@@ -34,6 +38,31 @@ def launched_world(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
         if rank_name in environ and int(environ.get(size_name, 1)) > 1:
             return int(environ[rank_name]), int(environ[size_name])
     return 0, 1
+
+
+def guard_rank() -> None:
+    """Go on in a child, if this is one of several ranks; this process waits, and says it when a signal ends the child.
+
+    A launcher ends the other ranks when one dies, and then may name any of them. Ctrl-C and SIGTERM reach the whole
+    process group. Without Linux there is no guard, for nothing would end the child of a guard that is killed.
+    """
+    rank, n_ranks = launched_world()
+    if n_ranks == 1 or sys.platform != "linux":
+        return
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        name, code = signal.Signals(-code).name, 128 - code
+        where = f"process {child} on {socket.gethostname()}"
+        print(f"error: rank {rank} ({where}) died of {name}", file=sys.stderr, flush=True)
+        time.sleep(FORWARDING_S)
+    os._exit(code)
 
 
 def end_all_ranks(problem: BaseException) -> NoReturn:

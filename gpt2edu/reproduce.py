@@ -31,7 +31,8 @@ examples
   mpirun -np 16 -hostfile hosts python -m gpt2edu.reproduce --yes
                                            several nodes with a common file system
 
-On a node with several GPUs it starts mpiexec itself. The same command again goes on where it was stopped."""
+On a node with several GPUs it starts mpiexec itself. The same command again goes on where it was stopped; with
+--restarts 3 it does so by itself when a rank died or hung."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--yes", action="store_true", help="start large work (30 minutes, 10 GB, 1 dollar) without asking")
     add("--gpus", type=int, metavar="N", help="use at most N GPUs (default: all)")
     add("--gpu-price", type=float, metavar="DOLLARS", help="what a GPU costs an hour (default: a common cloud price)")
+    add("--restarts", type=int, default=0, metavar="N", help="start a training that broke again, up to N times")
     add("--data-dir", help="folder for data sets and runs (default: GPT2EDU_DATA, or the user's cache)")
     add("--out", help="folder of this run (default: runs/<preset> in the data folder)")
     return parser
@@ -60,13 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.gpus is not None and options.gpus < 0:
         raise UsageError(f"--gpus {options.gpus}: give the number of GPUs to use, or 0 for none")
     rank, launched = launched_world()
+    if options.restarts < 0 or (options.restarts and launched > 1):
+        raise UsageError(
+            "--restarts N is at least 0, and needs this command to start the ranks: give it without mpirun"
+        )
     plan = make_plan(describe_machine(), options.preset, options.gpus, options.gpu_price, launched)
     if options.dry_run:
         if rank == 0:
             print(plan_text(plan))
         return 0
     folder = data_dir(options.data_dir)
-    work = Reproduction(plan, RunFolder(options.out or folder / "runs" / plan.preset.name), folder)
+    work = Reproduction(plan, RunFolder(options.out or folder / "runs" / plan.preset.name), folder, options.restarts)
     return reproduce(work, yes=options.yes)
 
 

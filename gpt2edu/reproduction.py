@@ -10,7 +10,6 @@ import dataclasses
 import glob
 import itertools
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from gpt2edu.report import write_report
 from gpt2edu.sample import generate, model_on_device
 from gpt2edu.shards import read_shard
 from gpt2edu.stages import STAGES, RunFolder
-from gpt2edu.stopping import StopRequest
+from gpt2edu.supervisor import supervise
 from gpt2edu.tokenizer import Tokenizer, load_tokenizer
 from gpt2edu.torch_engine import choose_device, choose_dtype
 from gpt2edu.train import train
@@ -55,10 +54,11 @@ class Reproduction:
         plan: what to do.
         run: where the stamps, the training and the report go.
         data_folder: where token shards go.
+        restarts: how often a training that broke is started again.
     """
 
-    def __init__(self, plan: Plan, run: RunFolder, data_folder: Path) -> None:
-        self.plan, self.preset, self.run = plan, plan.preset, run
+    def __init__(self, plan: Plan, run: RunFolder, data_folder: Path, restarts: int = 0) -> None:
+        self.plan, self.preset, self.run, self.restarts = plan, plan.preset, run, restarts
         self.shards = data_folder / self.preset.text.folder
         self.hellaswag_path = data_folder / "hellaswag" / "hellaswag_val.bin"
 
@@ -155,7 +155,7 @@ class Reproduction:
         return ["-y", "1"] if same else ["--overwrite"]
 
     def train(self, command: list[str]) -> int:
-        """Train in this process, or in one process for each GPU; return 128 + signal when it was stopped early.
+        """Train in this process, or in processes of its own; return 128 + signal when it was stopped early.
 
         Args:
             command: `train_command` and `start_arguments`.
@@ -164,37 +164,36 @@ class Reproduction:
         with self.run.working_on("train", self.train_settings()) as stamp:
             newest = find_checkpoint(self.run.train_folder) if "--overwrite" not in command else None
             stamp.attempts[-1]["first_step"] = newest.step if newest else 0
-            code = self.train_processes(command) if self.starts_mpi() else train_here(command)
+            code = self.train_processes(command) if self.starts_processes() else train_here(command)
             stamp.done = code == 0
             if stamp.done:
                 model_path = self.final_checkpoint().model_path
                 stamp.result = {"model": str(model_path), "sha256": sha256_file(model_path)}
         return code
 
-    def starts_mpi(self) -> bool:
-        """Say whether several GPUs wait for processes that nobody has started."""
-        return self.plan.world_size > 1 and launched_world()[1] == 1
+    def starts_processes(self) -> bool:
+        """Say whether training runs in other processes: one for each GPU, where nobody has started them.
+
+        A process that may die and start again is another one too.
+        """
+        return launched_world()[1] == 1 and (self.plan.world_size > 1 or self.restarts > 0)
 
     def train_processes(self, command: list[str]) -> int:
-        """Start one training process a GPU with MPI, pass SIGTERM and Ctrl-C on to them, return their exit code."""
-        launcher = [find_mpiexec(), "-n", str(self.plan.world_size), sys.executable, "-m", "gpt2edu.train"]
-        # a session of their own: a Ctrl-C at the terminal then reaches them once, from here
-        with StopRequest() as stop, subprocess.Popen([*launcher, *command], start_new_session=True) as processes:
-            passed_on = False
-            while True:
-                try:
-                    code = processes.wait(timeout=1)
-                    break
-                except subprocess.TimeoutExpired:
-                    if stop.signal and not passed_on:
-                        processes.send_signal(stop.signal)
-                        passed_on = True
-        if code and not stop.signal:
+        """Start one training process a GPU with MPI, pass SIGTERM and Ctrl-C on to them, return 128 + signal then.
+
+        Raises:
+            Gpt2EduError: they broke, more often than `restarts`.
+        """
+        ranks = [find_mpiexec(), "-n", str(self.plan.world_size)] if self.plan.world_size > 1 else []
+        ended = supervise([*ranks, sys.executable, "-m", "gpt2edu.train"], command, self.restarts)
+        if ended.stopped_by:
+            return 128 + ended.stopped_by
+        if ended.code:
             raise Gpt2EduError(
-                f"training ended with exit code {code}, its own lines above say why; "
-                "after mending run the same command again"
+                f"{ended.what}, the lines above say why; after mending run the same command again, which goes on from "
+                "the last complete checkpoint"
             )
-        return 128 + stop.signal if stop.signal else 0
+        return 0
 
     # ---- after training
 

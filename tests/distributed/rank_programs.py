@@ -110,14 +110,27 @@ def checkpoint(folder: str) -> None:
         )
 
 
-def train(folder: str, *arguments: str) -> None:
-    """Run the training command; rank 0 saves loss and gradient norm of every step."""
+def train(folder: str, *runs: str) -> None:
+    """Run the training command once for each line of arguments, and save what came of all steps.
+
+    Rank 0 saves loss and gradient norm of each step, every rank the tokens that it put into the model.
+    """
     from gpt2edu import train as command
 
-    outcomes = []
+    outcomes, tokens = [], []
+
+    class NotedBatches(command.BatchStream):
+        def advance(self):
+            tokens.append(self.current[0])  # the engine has just taken them
+            super().advance()
+
+    command.BatchStream = NotedBatches
     command.report_step = lambda _run, _step, outcome, _seconds: outcomes.append((outcome.loss, outcome.grad_norm))
-    command.main(arguments)
-    if launched_world()[0] == 0:
+    for arguments in runs:
+        command.main(arguments.split())
+    rank = launched_world()[0]
+    np.save(Path(folder) / f"tokens{rank}.npy", np.concatenate(tokens).reshape(len(outcomes), -1, tokens[0].shape[1]))
+    if rank == 0:
         np.save(Path(folder) / "outcomes.npy", np.array(outcomes))
 
 
@@ -152,28 +165,42 @@ def stuck(kind: str, rank: str) -> None:
             communicator.gather(operation)
 
 
-def train_and_die(folder: str, *arguments: str) -> None:
-    """Run the training command; rank 1 is killed in a step, in a collective operation, and while it saves, in turn."""
+def train_and_die(folder: str, deaths: str, *arguments: str) -> None:
+    """Run the training command; in each start the next of `deaths` comes to pass, if any is left.
+
+    Args:
+        folder: where a file says when each of them came.
+        deaths: separated by commas, each "place/rank/call/signal": the rank sends itself the signal in the call of that
+            number, counted from 1, of what `place` names.
+        arguments: of training.
+    """
     from gpt2edu import checkpoint
     from gpt2edu import train as command
     from gpt2edu.distributed import MpiCommunicator
 
-    def die_once(name: str, calls: int, function):
-        mark = Path(folder) / f"died_in_{name}"
-        count = itertools.count(1)
+    pending = [death for death in deaths.split(",") if not mark_of(folder, death).exists()]
+    if pending:
+        place, rank, call, signal_name = pending[0].split("/")
+        owner, name = {
+            "step": (command, "report_step"),
+            "collective": (MpiCommunicator, "_wait"),
+            "checkpoint": (checkpoint, "sha256_file"),
+        }[place]
+        function, count = getattr(owner, name), itertools.count(1)
 
         def dying(*values, **options):
-            if launched_world()[0] == 1 and next(count) == calls and not mark.exists():
-                mark.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+            if launched_world()[0] == int(rank) and next(count) == int(call):
+                mark_of(folder, pending[0]).write_text(str(time.time()))
+                os.kill(os.getpid(), signal.Signals[signal_name])
             return function(*values, **options)
 
-        return dying
-
-    command.report_step = die_once("step", 4, command.report_step)  # the 4th of its start
-    MpiCommunicator._wait = die_once("collective", 60, MpiCommunicator._wait)
-    checkpoint.sha256_file = die_once("checkpoint", 2, checkpoint.sha256_file)
+        setattr(owner, name, dying)
     command.main(arguments)
+
+
+def mark_of(folder: str | Path, death: str) -> Path:
+    """Return the file that is there when a death has come to pass."""
+    return Path(folder) / death.replace("/", "_")
 
 
 def kernels(folder: str, *runs: str) -> None:

@@ -127,7 +127,7 @@ def test_a_small_disk_is_told_before_anything_begins(tmp_path, monkeypatch):
         reproduce.main(["--data-dir", str(tmp_path), "--yes"])
 
 
-@pytest.mark.parametrize("arguments", [["--gpus", "-1"], ["--preset", "gpt5"]])
+@pytest.mark.parametrize("arguments", [["--gpus", "-1"], ["--preset", "gpt5"], ["--restarts", "-1"]])
 def test_wrong_flags(arguments, tmp_path):
     with pytest.raises(UsageError, match=arguments[0]):
         reproduce.main([*arguments, "--data-dir", str(tmp_path)])
@@ -169,7 +169,7 @@ def test_mpiexec_is_started_with_one_process_a_gpu(tmp_path, monkeypatch, exit_c
     launcher.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\nexit {exit_code}\n')
     launcher.chmod(0o755)
     monkeypatch.setattr(reproduction, "find_mpiexec", lambda: str(launcher))
-    assert work.starts_mpi()
+    assert work.starts_processes()
     if exit_code:
         with pytest.raises(Gpt2EduError, match="exit code 3"):
             work.train_processes(["-e", "d12"])
@@ -177,6 +177,46 @@ def test_mpiexec_is_started_with_one_process_a_gpu(tmp_path, monkeypatch, exit_c
         assert work.train_processes(["-e", "d12"]) == 0
     arguments = (tmp_path / "arguments").read_text().split()
     assert arguments == ["-n", "8", sys.executable, "-m", "gpt2edu.train", "-e", "d12"]
+
+
+@pytest.mark.parametrize(("restarts", "n_starts"), [(0, 1), (1, 2), (2, 3), (9, 3)])
+def test_a_broken_training_is_started_again(tmp_path, monkeypatch, capsys, restarts, n_starts):
+    """Two ranks die, the third time all is well."""
+    launcher = tmp_path / "mpiexec"
+    died = "error: rank 5 (process 77 on here) died of SIGKILL"
+    launcher.write_text(
+        f'#!/bin/sh\necho started "$@" >> {tmp_path}/starts\n'
+        f'[ $(wc -l < {tmp_path}/starts) = 3 ] || {{ echo "{died}"; exit 9; }}\n'
+    )
+    launcher.chmod(0o755)
+    monkeypatch.setattr(reproduction, "find_mpiexec", lambda: str(launcher))
+    work = Reproduction(make_plan(EIGHT_GPUS), RunFolder(tmp_path / "run"), tmp_path, restarts)
+    if restarts < 2:
+        with pytest.raises(
+            Gpt2EduError, match=r"^rank 5 \(process 77 on here\) died of SIGKILL, .*run the same command again"
+        ):
+            work.train_processes(["-e", "d12", "--overwrite"])
+    else:
+        assert work.train_processes(["-e", "d12", "--overwrite"]) == 0
+    starts = (tmp_path / "starts").read_text().splitlines()
+    assert [line.split("gpt2edu.train ")[1] for line in starts] == [
+        "-e d12 --overwrite",
+        *["-e d12 -y 1"] * (n_starts - 1),
+    ]
+    assert capsys.readouterr().out.count("rank 5 (process 77 on here) died of SIGKILL; restart") == n_starts - 1
+
+
+def test_a_single_process_is_supervised_too(tmp_path, monkeypatch):
+    work = Reproduction(make_plan(NO_GPU, "smoke"), RunFolder(tmp_path / "run"), tmp_path, restarts=1)
+    assert work.starts_processes()
+    program = tmp_path / "python"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/starts\n[ $(wc -l < {tmp_path}/starts) = 2 ] || kill -9 $$\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(reproduction.sys, "executable", str(program))
+    assert work.train_processes(["-x", "3"]) == 0
+    assert (tmp_path / "starts").read_text() == "-m gpt2edu.train -x 3\n-m gpt2edu.train -x 3 -y 1\n"
 
 
 def test_a_signal_is_passed_on_once(tmp_path, monkeypatch):
