@@ -41,6 +41,7 @@ class AllReduce:
 
     def __init__(self, communicator: Communicator, gradients: Tensor, shards: Sequence[Shard]) -> None:
         self.communicator, self.gradients, self.shards = communicator, gradients, list(shards)
+        self.buckets = cut_into_buckets(self.shards)
 
     def ready(self, bucket: int) -> None:
         """Take note that the gradients of a bucket are complete; training calls it for one after another."""
@@ -76,7 +77,6 @@ class Overlapped(AllReduce):
 
     def __init__(self, communicator: Communicator, gradients: Tensor, shards: Sequence[Shard]) -> None:
         super().__init__(communicator, gradients, shards)
-        self.buckets = cut_into_buckets(self.shards)
         self._ready: set[int] = set()
         self._begun: list[Callable[[], object]] = []  # what completes each bucket that is on its way
 

@@ -12,6 +12,7 @@ import torch
 
 from gpt2edu.bench_kernel_names import add_kernel_names, bench_kernel_names
 from gpt2edu.bench_kernels import add_kernels, bench_kernels, compare, report_problems
+from gpt2edu.bench_ranks import add_ranks, bench_ranks
 from gpt2edu.bench_step import add_steps, bench_step, bench_train_loop
 from gpt2edu.bench_text_run import add_text_run, bench_text_run
 from gpt2edu.bench_timing import Plan, measure_ceilings
@@ -36,6 +37,7 @@ EXAMPLES = """examples:
                                                        200 steps on real text with both engines, and their loss curves
   python -m gpt2edu.bench kernel_names                 what runs on the GPU in a training run, by name
   python -m gpt2edu.bench tune -e d24 -b 16             the matrix products of a model: measure and keep the best way
+  python -m gpt2edu.bench ranks -n 1 2 4 8             steps of several GPUs, what they send, and what is hidden of it
   python -m gpt2edu.bench stamp results/*.json         take over files measured on a machine without git
   python -m gpt2edu.bench readme                       write the results table in README.md anew
 """
@@ -46,6 +48,7 @@ BENCHES: dict[str, Callable[[argparse.Namespace, torch.device], list[Row]]] = {
     "step": bench_step,
     "text_run": bench_text_run,
     "kernel_names": bench_kernel_names,
+    "ranks": bench_ranks,
 }
 
 
@@ -107,7 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for measurement in (*add_kernels(actions), *add_steps(actions), add_text_run(actions), add_kernel_names(actions)):
+    others = add_text_run(actions), add_kernel_names(actions), add_ranks(actions)
+    for measurement in (*add_kernels(actions), *add_steps(actions), *others):
         measurement.add_argument("--device", help="cuda or cpu (default: what there is)")
         measurement.add_argument(
             "--output", type=Path, default=RESULTS_DIR, help="folder of the results file (default book/results)"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gpt2edu.config import TrainConfig
-from gpt2edu.distributed import SingleProcess
+from gpt2edu.distributed import Communicator, SingleProcess
 from gpt2edu.errors import UsageError
 from gpt2edu.flops import flop_per_token
 from gpt2edu.logger import MainLog
@@ -66,14 +66,21 @@ def bench_text_run(arguments: argparse.Namespace, device: torch.device) -> list[
     Raises:
         UsageError: the text is too short for one pass.
     """
-    rows = [_run(arguments, device, backend, micro_batch) for backend, micro_batch in arguments.runs]
+    rows = [text_run(arguments, device, *run, SingleProcess()) for run in arguments.runs]
     comparison = compare_engines(rows)
     if comparison:
         print(comparison)
     return rows
 
 
-def _run(arguments: argparse.Namespace, device: torch.device, backend: str, micro_batch: int) -> Row:
+def text_run(
+    arguments: argparse.Namespace, device: torch.device, backend: str, micro_batch: int, communicator: Communicator
+) -> Row:
+    """Train once and return the results row with the losses; all ranks take part and get the same.
+
+    Raises:
+        UsageError: the text is too short for one pass.
+    """
     settings = TrainConfig(
         backend=backend,
         train_pattern=arguments.train_pattern,
@@ -89,7 +96,7 @@ def _run(arguments: argparse.Namespace, device: torch.device, backend: str, micr
         weight_decay=0.1,
         recompute=0,
     )
-    run = prepare_run(settings, device, SingleProcess(), say=lambda _text: None)
+    run = prepare_run(settings, device, communicator, say=lambda _text: None)
     one_pass = run.train_loader.steps_per_epoch
     if run.n_steps > one_pass:
         raise UsageError(f"-x {run.n_steps}: {arguments.train_pattern} lasts for {one_pass} steps of one pass")
@@ -154,11 +161,12 @@ def compare_engines(rows: Sequence[Row]) -> Comparison | None:
         others = [row for (name, B), row in by_run.items() if name == "torch" and B != micro_batch]
         if backend == "numba" and theirs and others:
             last = [row["validation_loss"][-1][1] for row in (ours, theirs)]
-            return Comparison(_distance(theirs, others[0]), _distance(ours, theirs), abs(last[0] - last[1]))
+            return Comparison(distance(theirs, others[0]), distance(ours, theirs), abs(last[0] - last[1]))
     return None
 
 
-def _distance(one: Row, other: Row) -> float:
+def distance(one: Row, other: Row) -> float:
+    """Return the mean distance of two runs' training losses over the later half, in nats a token."""
     pairs = list(zip(one["train_loss"], other["train_loss"], strict=True))
     return statistics.fmean(abs(a - b) for a, b in pairs[len(pairs) // 2 :])
 

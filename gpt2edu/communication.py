@@ -54,6 +54,11 @@ ETHERNET = Link("100 Gb/s Ethernet", 12.5e9, 14e-6)
 NVLINKS = {"B200": NVLINK_5, "H200": NVLINK_4, "H100": NVLINK_4, "A100": NVLINK_3}  # other GPUs are joined by PCIe
 
 
+def link_of_gpu(name: str) -> Link:
+    """Return what joins GPUs of this kind, or of this name as the driver says it, in a machine."""
+    return next((link for kind, link in NVLINKS.items() if kind in name), PCIE_4)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Machines of `NODE_GPUS` GPUs each: the links inside one and between them."""
@@ -181,7 +186,7 @@ def predict(
 
 def scaling_table(config: ModelConfig, seq_len: int, total_batch: int, flop_per_s: float, gpu: str) -> list[str]:
     """Return the lines of a table: what each number of GPUs sends, and how much of a step is left for computing."""
-    inside, networks = NVLINKS.get(gpu, PCIE_4), (INFINIBAND, ETHERNET)
+    inside, networks = link_of_gpu(gpu), (INFINIBAND, ETHERNET)
     lines = [
         f"  Scaling of {gpu}, {NODE_GPUS} in a machine joined by {inside.name}, machines by {networks[0].name} or by",
         f"  {networks[1].name}. Predicted; -z 1, time that is not hidden behind computing, and the share of computing:",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gpt2edu.activations import activation_buffers, arena_bytes, cut_arena
+from gpt2edu.averaging import Overlapped
 from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import Communicator
 from gpt2edu.errors import Gpt2EduError, UsageError
@@ -114,6 +115,7 @@ class NumbaEngine:
             ) from problem
         self.flat_parameters = self._adamw.master
         self._read_parameters, self._gradients = self._adamw.parameters, self._adamw.gradients
+        self.averaging = Overlapped(communicator, self._gradients, self._adamw.shards)
         tensors = parameter_layout(config)
         self._weights = SimpleNamespace(**{t.name: t.view(self._read_parameters) for t in tensors})
         self._weight_gradients = SimpleNamespace(**{t.name: t.view(self._gradients) for t in tensors})
@@ -181,13 +183,13 @@ class NumbaEngine:
             batch.zero_losses()
             self._at_step_start, self._n_accumulated = False, 0
         self._n_accumulated += 1
-        last, averaging = self._n_accumulated == n_micro_steps, self._adamw.averaging
+        last = self._n_accumulated == n_micro_steps
         a = batch.activations
         self._upload((a.inputs, inputs_BT), (a.targets, targets_BT))
         for bucket, piece in enumerate(batch.pieces):
             piece()
             if last:
-                averaging.ready(bucket)
+                self.averaging.ready(bucket)
         self._upload((a.plan, plan_token_gradient(inputs_BT)))  # the host plans while the device works
         batch.embedding_gradient()
         self._batch = batch
@@ -196,7 +198,8 @@ class NumbaEngine:
         """Average over ranks; the norm is that of the ranks' shards, added in rank order."""
         self._at_step_start = True
         self._batch.sum_losses()
-        self._adamw.reduce()
+        self.averaging.finish()
+        self._adamw.take_mean()
         ranks = self.communicator.gather(self._sums.tolist())  # the only place of a step where the host waits
         loss_sum, squared = (sum(values) for values in zip(*ranks, strict=True))
         return loss_sum / (self._batch.n_tokens * len(ranks)), squared**0.5

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from gpt2edu.averaging import AllReduce
 from gpt2edu.config import ModelConfig
 
 
@@ -17,6 +18,7 @@ class Engine(Protocol):
     model: Any  # a GPT2 or what looks like one to `sample.generate`
     dtype: str  # of the matrix products: bf16, fp16 or fp32
     notes: list[str]  # what was decided and why, a sentence each
+    averaging: AllReduce  # of the gradients over ranks, one of the ways in `gpt2edu.averaging`
     overflowed: bool  # the last `reduce` met an fp16 overflow: throw the step away, it is not an error
 
     def accumulate(self, inputs_BT: np.ndarray, targets_BT: np.ndarray, n_micro_steps: int) -> None:

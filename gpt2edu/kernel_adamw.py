@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2edu.averaging import Overlapped
 from gpt2edu.config import ModelConfig
 from gpt2edu.distributed import Communicator
 from gpt2edu.optimizer import BETAS, EPSILON
@@ -51,14 +50,14 @@ class KernelAdamW:
         bf16: whether the kernels read bfloat16 weights; then there are fp32 master weights beside them.
         communicator: the ranks.
         zero_stage: 1 shards m, v and the master weights.
-        squared_1: where `reduce` puts the sum of the squares of this rank's shards of the mean gradients; on the device
-            where the kernels run.
+        squared_1: where `take_mean` puts the sum of the squares of this rank's shards of the mean gradients; on the
+            device where the kernels run.
 
     Attributes:
         parameters: (n,) what forward and backward read, bfloat16 or fp32; equal on all ranks.
         master: fp32 weights that AdamW updates: (k,) with ZeRO-1, otherwise (n,), in fp32 `parameters` themselves.
         gradients: (n,) fp32.
-        averaging: of the gradients; it is told which of them backward has completed.
+        shards: what this rank owns.
     """
 
     def __init__(
@@ -68,8 +67,8 @@ class KernelAdamW:
         self._bf16, self._communicator, self._config = bf16, communicator, config
         n_ranks = communicator.world_size
         self.sharded = zero_stage == 1 and n_ranks > 1
-        self._shards = list(shards_of_rank(config, communicator.rank, n_ranks))
-        self._pieces = Pieces(self._shards)
+        self.shards = list(shards_of_rank(config, communicator.rank, n_ranks))
+        self._pieces = Pieces(self.shards)
         n = n_parameters(config)
         n_state = n // n_ranks if self.sharded else n
 
@@ -77,7 +76,6 @@ class KernelAdamW:
             return torch.zeros(size, device=device)
 
         self.gradients, self._m, self._v = zeros(n), zeros(n_state), zeros(n_state)
-        self.averaging = Overlapped(communicator, self.gradients, self._shards)
         self._own_gradients = zeros(n // n_ranks) if n_ranks > 1 else self.gradients
         self.parameters = torch.zeros(n, dtype=torch.bfloat16 if bf16 else torch.float32, device=device)
         self._rounded = torch.zeros_like(self.parameters[:n_state]) if self.sharded and bf16 else self.parameters
@@ -94,20 +92,19 @@ class KernelAdamW:
         bounds = [*(tensor.offset // parts for tensor in parameter_layout(self._config)), n // parts]
         starts, places = [0], [0]
         if self.sharded:
-            starts, places = [s.state_offset for s in self._shards], [s.offset for s in self._shards]
+            starts, places = [s.state_offset for s in self.shards], [s.offset for s in self.shards]
         pieces = torch.tensor([*starts, n // parts], device=device), torch.tensor(places, device=device)
         return torch.tensor(bounds, device=device), pieces
 
     # ------------------------------------------------------------------------------------------------
     # a step
 
-    def reduce(self) -> None:
-        """Average the gradients over ranks: each rank has the mean of its shards, without ZeRO-1 of all."""
-        self.averaging.finish()
+    def take_mean(self) -> None:
+        """Sum the squares of this rank's shards of the mean gradients; without ZeRO-1, bring those of the others."""
         if self._own_gradients is not self.gradients:
             self._pieces.pack(self._own_gradients, self.gradients)
         if not self.sharded:
-            self._communicator.all_gather(self.gradients, self._shards)
+            self._communicator.all_gather(self.gradients, self.shards)
         self._sum_squares()
 
     def update(self, learning_rate: float, weight_decay: float, grad_scale: float, step: int) -> None:
@@ -159,7 +156,7 @@ class KernelAdamW:
         if self._bf16:
             self._round()
         self._pieces.unpack(self.parameters, self._rounded if self._bf16 else self.master)
-        self._communicator.all_gather(self.parameters, self._shards)
+        self._communicator.all_gather(self.parameters, self.shards)
 
     def _round(self) -> None:
         """Round the master weights to bfloat16 as the last update did, before the first one to nearest."""
@@ -181,7 +178,7 @@ class KernelAdamW:
             return self.master
         flat = torch.zeros(len(self.gradients), device=self.gradients.device)
         self._pieces.unpack(flat, self.master)
-        self._communicator.all_gather(flat, self._shards)
+        self._communicator.all_gather(flat, self.shards)
         return flat.cpu()
 
     # ------------------------------------------------------------------------------------------------

@@ -47,6 +47,12 @@ ROW_OPTIONAL = {
     "sustained_ms": float,  # of a call in one long burst, at the clocks that the GPU can keep up
     "max_error": float,
     "baseline_error": float,
+    "predicted_ms": float,  # by gpt2edu.communication
+    "mfu": float,  # of each GPU
+    "efficiency": float,  # tokens a second of N GPUs over N times those of one
+    "exposed_ms": float,  # of a step, more than without anything sent
+    "after_backward_ms": float,  # the same when nothing is sent before backward is over
+    "exposed_share": float,  # of `exposed_ms` in what sending takes on idle GPUs
     "train_loss": list,  # nats a token, one a step
     "validation_loss": list,  # [step, nats a token]
 }
