@@ -42,6 +42,7 @@ class Communicator(ABC):
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0  # counted on this machine
+    local_size: int = 1  # ranks on this machine
     names: Sequence[str] = ()  # of all ranks, for messages; none for a process alone
 
     @abstractmethod
