@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kernels import SIMULATED
+from kernels.precompile import pretend_gpu
 from kernels.registry import ARCHITECTURES, all_kernels
 
 _COUNTS = {
@@ -71,15 +72,11 @@ def to_ptx(function: Callable, signature: str, architecture: str, **options: obj
         architecture: A key of `ARCHITECTURES`.
         **options: Options of `cuda.jit` that change the code.
     """
-    import numba.cuda.dispatcher
+    import numba.cuda
 
-    class _NoDevice:
-        compute_capability = (8, 0)
-
-    # device functions ask for the current device only to choose a default that `cuda.compile` is given anyway
-    numba.cuda.dispatcher.get_current_device = _NoDevice
     cc = ARCHITECTURES[architecture]
-    ptx, _ = numba.cuda.compile(function, signature, cc=cc, device=False, abi="numba", output="ptx", **options)
+    with pretend_gpu(cc[:2]):
+        ptx, _ = numba.cuda.compile(function, signature, cc=cc, device=False, abi="numba", output="ptx", **options)
     return ptx
 
 

@@ -72,11 +72,17 @@ class CompiledKernels(_Cache):
             NoFingerprintError: It depends on something that cannot be described.
         """
         types = [(type(t).__qualname__, repr(t), repr(t.key)) for t in argument_types]
-        capability = tuple(dispatcher.get_current_device().compute_capability)
-        key = repr((fingerprint(self._kernel), types, capability, toolchain()))
+        key = repr((fingerprint(self._kernel), types, _capability(), toolchain()))
         function = self._kernel.py_func
         name = f"{function.__module__}.{function.__name__}".removeprefix("kernels.")
         return cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()}.bin"
+
+    def has(self, argument_types: Sequence) -> bool:
+        """Tell whether there is a file for these types."""
+        try:
+            return self.file_for(argument_types).exists()
+        except NoFingerprintError:
+            return False
 
     def load_overload(self, sig, target_context):
         """Return the compiled kernel, or None if it is not there, damaged, or of a kind that is not kept."""
@@ -107,6 +113,10 @@ class CompiledKernels(_Cache):
     disable = flush = enable
 
 
+def _capability() -> tuple[int, ...]:
+    return tuple(dispatcher.get_current_device().compute_capability)
+
+
 class NotKeptError(Exception):
     """A kernel that is more than its own code."""
 
@@ -115,12 +125,15 @@ def _to_bytes(compiled: _Kernel) -> bytes:
     """Return a compiled kernel as a line of JSON and its GPU code.
 
     Raises:
-        NotKeptError: It needs linked files, extensions or debug information, or another code for each grid.
+        NotKeptError: It needs linked files, extensions or debug information, has another code for each grid, or is for
+            another GPU.
     """
     library = compiled._codelibrary
     if compiled.launch_config_sensitive or compiled.extensions or compiled.debug or library._linking_files:
         raise NotKeptError
     ((capability, code),) = library._cubin_cache.items()
+    if tuple(capability[:2]) != _capability():
+        raise NotKeptError
     header = {
         "capability": capability,
         "name": library.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from numba import cuda
@@ -20,13 +20,14 @@ REAL_DTYPES = {"float32": "float32", "bfloat16": "uint16"}
 
 @dataclass(frozen=True)
 class KernelEntry:
-    """One kernel: its name, function, signatures by variant, architectures, and the options given to `cuda.jit`."""
+    """One kernel: its name, function, signatures by variant, architectures, the options of `cuda.jit`, what it made."""
 
     name: str
     function: Callable
     signatures: dict[str, str]
     architectures: tuple[str, ...]
     options: dict
+    compiled: Callable
 
 
 _entries: dict[str, KernelEntry] = {}
@@ -57,8 +58,8 @@ def kernel(
 
     def decorate(function: Callable) -> Callable:
         listed = f"{function.__module__.removeprefix('kernels.')}.{name or function.__name__}"
-        _entries[listed] = KernelEntry(listed, function, _variants(signatures), architectures, options)
         compiled = cuda.jit(**options)(function)
+        _entries[listed] = KernelEntry(listed, function, _variants(signatures), architectures, options, compiled)
         if not kernels.SIMULATED:
             from kernels.compile_cache import CompiledKernels
 
@@ -66,6 +67,11 @@ def kernel(
         return compiled
 
     return decorate
+
+
+def registered() -> Iterable[KernelEntry]:
+    """Return the kernels of the modules that are imported."""
+    return _entries.values()
 
 
 def all_kernels() -> dict[str, KernelEntry]:

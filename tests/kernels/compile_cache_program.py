@@ -1,6 +1,7 @@
 """What `test_compile_cache.py` needs the real Numba CUDA for: run by it in processes of their own, without a GPU.
 
-`fingerprints` prints a fingerprint by name; `keep` compiles a kernel or loads it, and prints what came of it.
+`fingerprints` prints a fingerprint by name; `keep` compiles a kernel or loads it, and prints what came of it;
+`ahead` lets workers compile what launches need.
 """
 
 import json
@@ -11,14 +12,14 @@ import numpy as np
 from numba import cuda, float32, int32
 
 from kernels import ptx
-from kernels.compile_cache import CompiledKernels
 from kernels.fingerprint import NoFingerprintError, fingerprint
 from kernels.intrinsics import device_operation, on_registers
+from kernels.launch import Launch
+from kernels.memory import cast_kernel, zero_kernel
+from kernels.precompile import compile_and_keep, compile_in_processes, missing, pretend_gpu
 from kernels.registry import kernel
 
-import numba.cuda.dispatcher  # isort: skip
 from numba.cuda import types  # isort: skip
-from numba.cuda.cudadrv import devices  # isort: skip
 
 SCALE = 2
 VALUES = np.arange(3)
@@ -119,13 +120,6 @@ def fingerprints():
     return found
 
 
-class Device:
-    """A GPU of some compute capability that is not there."""
-
-    id = 0
-    compute_capability = (8, 0)
-
-
 class NoContext:
     """What Numba sets up before it loads a kernel."""
 
@@ -133,23 +127,24 @@ class NoContext:
         """Do nothing."""
 
 
-def keep(capability, factor, held):
-    """Compile a kernel, or load it if it is kept, for a GPU that need not be there."""
-    Device.compute_capability = tuple(map(int, capability.split(".")))
-    numba.cuda.dispatcher.get_current_device = Device
-    devices.get_context = lambda *_: SimpleNamespace(device=Device)
+def keep(*wanted):
+    """Compile kernels, or load what is kept, each given as "capability,captured value,dtype of the argument"."""
+    results = []
+    for one in wanted:
+        capability, *which = one.split(",")
+        with pretend_gpu(tuple(map(int, capability.split(".")))):
+            results.append(_keep(*which))
+    return results
+
+
+def _keep(factor, held):
     made = kernel("void(float32[::1])", name=f"scale_{factor}_kernel")(make(int(factor)))
-    assert isinstance(made._cache, CompiledKernels)
     argument_types = (types.Array(getattr(types, held), 1, "C"),)
-    compiled = made._cache.load_overload(argument_types, NoContext())
-    found = compiled is not None
-    if not found:
-        compiled = numba.cuda.dispatcher._Kernel(made.py_func, argument_types, **made.targetoptions)
-        compiled._codelibrary.get_cubin()
-        made._cache.save_overload(argument_types, compiled)
+    kept = made._cache.load_overload(argument_types, NoContext())
+    compiled = kept or compile_and_keep(made, argument_types)
     library = compiled._codelibrary
     return {
-        "loaded": found,
+        "loaded": kept is not None,
         "file": made._cache.file_for(argument_types).name,
         "code": library.get_cubin().code.hex(),
         "ptx": library.get_asm_str(),
@@ -158,6 +153,24 @@ def keep(capability, factor, held):
     }
 
 
+def ahead(n_workers):
+    """Return what launches miss, what workers say they have compiled, and what is missing then."""
+    floats, halves, unregistered = np.zeros(3, np.float32), np.zeros(3, np.uint16), cuda.jit(make(2))
+    launches = [
+        Launch(zero_kernel, 1, 32, (floats, 3)),
+        Launch(zero_kernel, 1, 32, (halves, 3)),
+        Launch(zero_kernel, 1, 32, (floats, 4)),
+        Launch(cast_kernel, 1, 32, (halves, floats, 3)),
+        Launch(zero_kernel, 1, 32, (np.zeros(3), 3)),  # of no variant
+        Launch(unregistered, 1, 32, (floats,)),
+    ]
+    with pretend_gpu((8, 0)):
+        jobs = missing(launches)
+        done = list(compile_in_processes(jobs, int(n_workers)))
+        names = [[f"{job.name} {job.variant}" for job in some] for some in (jobs, done, missing(launches))]
+    return dict(zip(("missing", "done", "still"), names, strict=True))
+
+
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    print(json.dumps({"fingerprints": fingerprints, "keep": keep}[command](*arguments)))
+    print(json.dumps({"fingerprints": fingerprints, "keep": keep, "ahead": ahead}[command](*arguments)))

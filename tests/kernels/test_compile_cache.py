@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("compile_cache_program.py")
+WANTED = ["8.0,2,float32", "8.0,3,float32", "8.0,2,int32", "9.0,2,float32"]
 
 
 @pytest.fixture
@@ -27,69 +28,54 @@ def start(tmp_path) -> Callable[..., subprocess.Popen]:
     return run
 
 
-def result(process: subprocess.Popen) -> dict:
+def result(process: subprocess.Popen):
     printed, _ = process.communicate()
     assert process.returncode == 0
     return json.loads(printed)
 
 
-@pytest.fixture
-def keep(start) -> Callable[..., dict]:
-    """Compile or load the program's kernel in a new process."""
-
-    def run(capability: str = "8.0", factor: str = "2", held: str = "float32", **variables: str) -> dict:
-        return result(start("keep", capability, factor, held, **variables))
-
-    return run
-
-
 def test_a_fingerprint_is_that_of_everything_a_kernel_comes_from(start):
     one, other = (start("fingerprints", PYTHONHASHSEED=seed) for seed in ("1", "2"))
-    found = result(one)
-    assert "list_iterator" in found.pop("what has none")
-    again = result(other)
-    again.pop("what has none")
+    found, again = result(one), result(other)
+    assert all("list_iterator" in names.pop("what has none") for names in (found, again))
     assert found == again  # in every process the same
     assert found["same 1"] == found.pop("same 2")
     assert not [name for name, n in Counter(found.values()).items() if n > 1], found
 
 
-def test_a_second_process_loads_what_the_first_compiled(keep, tmp_path):
-    first, second = keep(), keep()
-    assert not first.pop("loaded")
-    assert second.pop("loaded")
-    assert first == second
-    assert "matmul" not in first["entry"] and "scale_kernel" in first["entry"]
-    assert [file.name for file in (tmp_path / "kernels").iterdir()] == [first["file"]]
+def test_what_is_kept_is_found_by_what_it_comes_from_and_only_if_it_is_whole(start, tmp_path):
+    one, other = map(result, [start("keep", *WANTED) for _ in range(2)])  # both write the same files
+    names = [kernel["file"] for kernel in one]
+    assert len(set(names)) == len(WANTED)
+    assert sorted(names) == sorted(file.name for file in (tmp_path / "kernels").iterdir())
+    assert len({kernel["code"] for kernel in one}) == len(WANTED)
+    assert [kernel["file"] for kernel in other] == names
+    assert not one[0]["loaded"]
+    assert all("scale_kernel" in kernel["entry"] for kernel in one)
 
-
-def test_what_differs_is_kept_apart(keep, tmp_path):
-    made = [keep(), keep(factor="3"), keep(held="int32"), keep(capability="9.0"), keep(NUMBA_OPT="0")]
-    assert not any(one["loaded"] for one in made)
-    assert len({one["file"] for one in made}) == len(made) == len(list((tmp_path / "kernels").iterdir()))
-    again = keep(factor="3")
-    assert again["loaded"] and again["code"] == made[1]["code"] != made[0]["code"]
-
-
-@pytest.mark.parametrize("damage", ["cut", "a bit", "empty"])
-def test_a_damaged_file_is_compiled_anew(keep, tmp_path, damage):
-    first = keep()
-    file = tmp_path / "kernels" / first["file"]
-    content = bytearray(file.read_bytes())
+    cut, a_bit, empty = (tmp_path / "kernels" / name for name in names[:3])
+    cut.write_bytes(cut.read_bytes()[:-1])
+    content = bytearray(a_bit.read_bytes())
     content[-100] ^= 1
-    file.write_bytes({"cut": file.read_bytes()[:-1], "a bit": bytes(content), "empty": b""}[damage])
-    again = keep()
-    assert not again.pop("loaded")
-    assert keep() == again | {"loaded": True}
+    a_bit.write_bytes(content)
+    empty.write_bytes(b"")
+    mended = result(start("keep", *WANTED))
+    assert [kernel["loaded"] for kernel in mended] == [False, False, False, True]
+    assert result(start("keep", *WANTED)) == [kernel | {"loaded": True} for kernel in mended]
+
+    elsewhere = result(start("keep", *WANTED[:1], NUMBA_OPT="0"))
+    assert not elsewhere[0]["loaded"]
 
 
-def test_processes_may_compile_the_same_at_once(start, keep, tmp_path):
-    both = [result(process) for process in [start("keep", "8.0", "2", "float32") for _ in range(2)]]
-    assert both[0]["code"] == both[1]["code"]
-    assert [file.name for file in (tmp_path / "kernels").iterdir()] == [both[0]["file"]]
-    assert keep()["loaded"]
+def test_workers_compile_what_launches_miss(start, tmp_path):
+    found = result(start("ahead", "2"))
+    assert found["missing"] == ["memory.zero_kernel float32", "memory.zero_kernel bfloat16", "memory.cast_kernel 2"]
+    assert sorted(found["done"]) == sorted(found["missing"])
+    assert found["still"] == []
+    assert len(list((tmp_path / "kernels").iterdir())) == 3
 
 
-def test_without_a_folder_nothing_is_kept(keep, tmp_path):
+def test_where_nothing_can_be_written_nothing_is_kept(start, tmp_path):
     (tmp_path / "file").touch()
-    assert not any(keep(GPT2EDU_DATA=str(tmp_path / "file"))["loaded"] for _ in range(2))
+    found = result(start("ahead", "1", GPT2EDU_DATA=str(tmp_path / "file")))
+    assert found["done"] == found["still"] == found["missing"] != []
