@@ -88,13 +88,14 @@ class Browser:
         self.evaluate(TYPESET)
 
     def screenshot(self, path: Path) -> None:
-        """Write the page from its top, as tall as it is up to `TALLEST` pixels, as PNG."""
+        """Write the page from top to end as PNG files of at most `TALLEST` pixels: `path`, then `path` with 2, 3, ..."""
         size = self.call("Page.getLayoutMetrics")
-        width, height = size["cssLayoutViewport"]["clientWidth"], size["cssContentSize"]["height"]
-        self.resize(width, min(int(height), TALLEST))
-        image = self.call("Page.captureScreenshot")["data"]
-        self.resize(width)
-        path.write_bytes(base64.b64decode(image))
+        width, height = size["cssLayoutViewport"]["clientWidth"], int(size["cssContentSize"]["height"])
+        for number, top in enumerate(range(0, height, TALLEST), start=1):
+            clip = {"x": 0, "y": top, "width": width, "height": min(TALLEST, height - top), "scale": 1}
+            image = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+            name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+            name.write_bytes(base64.b64decode(image))
 
     def problems(self) -> list[str]:
         """Return what went wrong on this page: errors in the console, failed loads, requests to other hosts."""
