@@ -10,6 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+ROWS = (
+    ("text", "tokens", "shards", "embedding"),
+    ("layernorm 1", "attention", "+ 1", "layernorm 2", "MLP", "+ 2"),
+    ("layernorm 3", "head", "loss", "AdamW", "many GPUs"),
+)
 # part -> the boxes that are lit; a box is named by its text, the two layer normalisations by their place
 PARTS: dict[str, Collection[str]] = {
     "intro": (),
@@ -26,12 +31,12 @@ PARTS: dict[str, Collection[str]] = {
         *("layernorm 3", "head", "loss", "AdamW"),
     ),
     "many_gpus": ("many GPUs",),
+    "run": tuple(name for row in ROWS for name in row),
+    "after": (
+        *("text", "tokens", "embedding", "layernorm 1", "attention", "+ 1", "layernorm 2", "MLP", "+ 2"),
+        *("layernorm 3", "head"),
+    ),
 }
-ROWS = (
-    ("text", "tokens", "shards", "embedding"),
-    ("layernorm 1", "attention", "+ 1", "layernorm 2", "MLP", "+ 2"),
-    ("layernorm 3", "head", "loss", "AdamW", "many GPUs"),
-)
 WIDTH, ROW_HEIGHT, BOX_HEIGHT, GAP = 560, 74, 34, 16
 LIT, DIM = ("#1d4ed8", "#ffffff"), ("#eef2f7", "#334155")  # (fill, text)
 LINE = "#64748b"
