@@ -25,13 +25,15 @@ def missing_hardware() -> set[str]:
     """Return the tags of cells that cannot run here: those of `gpu`, `multi-gpu` and `network` that are missing."""
     import torch
 
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    from kernels import SIMULATED
+
+    n_gpus = 0 if SIMULATED or not torch.cuda.is_available() else torch.cuda.device_count()
     have = {"gpu": n_gpus >= 1, "multi-gpu": n_gpus >= 2, "network": os.environ.get(NETWORK_VARIABLE) == "1"}
     return {tag for tag, there in have.items() if not there}
 
 
 def setup(seed: int = 42) -> None:
-    """Seed NumPy and torch, choose plot settings, and print the versions and the device of this kernel."""
+    """Seed NumPy and torch, choose plot settings, and print the versions and where the kernels run, and why."""
     import matplotlib.pyplot as plt
     import numpy as np
     import torch
@@ -40,8 +42,23 @@ def setup(seed: int = 42) -> None:
     torch.manual_seed(seed)
     plt.rcParams.update({"figure.figsize": (6.4, 3.6), "figure.dpi": 100, "figure.constrained_layout.use": True})
     packages = " · ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "numba", "numpy"))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
-    print(f"Python {platform.python_version()} · {packages}\n{device}")
+    print(f"Python {platform.python_version()} · {packages}\n{_device_line()}")
+
+
+def _device_line() -> str:
+    """Return which device there is, and where the kernels run if that is not on it."""
+    import torch
+
+    from kernels import SIMULATED
+
+    if not torch.cuda.is_available():
+        return "CPU only"
+    name = torch.cuda.get_device_name()
+    if not SIMULATED:
+        return name
+    major, minor = torch.cuda.get_device_capability()
+    reason = "NUMBA_ENABLE_CUDASIM=1" if major >= 8 else f"compute capability {major}.{minor} knows no bf16"
+    return f"{name}, but {reason}: kernels run in the simulator, on the CPU"
 
 
 class Source:

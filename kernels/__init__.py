@@ -1,8 +1,9 @@
 """Hand-written Numba CUDA kernels. Knows nothing of models, files, MPI or torch.
 
-Importing this package decides where the kernels run. With an NVIDIA GPU they are compiled for it; without
-one, `kernels.simulator` runs the same source on the CPU. The environment variable `NUMBA_ENABLE_CUDASIM`
-(1 or 0) overrules the choice: 1 simulates although there is a GPU, 0 compiles although there is none.
+Importing this package decides where the kernels run. With an NVIDIA GPU that multiplies bf16 (compute capability
+8.0 or more) they are compiled for it; without one, `kernels.simulator` runs the same source on the CPU. The
+environment variable `NUMBA_ENABLE_CUDASIM` (1 or 0) overrules the choice: 1 simulates although there is a GPU, 0
+compiles although there is none.
 
 Numba reads that variable only once, when it is imported, so this package must be imported before Numba.
 `SIMULATED` tells which of the two was chosen.
@@ -15,16 +16,23 @@ import os
 import sys
 
 _VARIABLE = "NUMBA_ENABLE_CUDASIM"
+_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+_OLDEST_MAJOR = 8  # GPUs before the A100 have no bf16 tensor cores and no asynchronous copies
 
 
 def _gpu_present() -> bool:
-    """Ask the CUDA driver, without Numba, whether this process sees at least one GPU."""
+    """Ask the CUDA driver, without Numba, whether the first GPU that this process sees runs the kernels."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    device, major = ctypes.c_int(0), ctypes.c_int(0)
+    calls = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
+        lambda: driver.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device),
+    )
+    return all(call() == 0 for call in calls) and major.value >= _OLDEST_MAJOR
 
 
 def _choose_simulator() -> bool:

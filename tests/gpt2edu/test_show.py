@@ -50,6 +50,36 @@ def test_setup_seeds_and_prints_versions(capsys):
     assert f"torch {torch.__version__}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("simulated", "capability", "line"),
+    [
+        (False, (9, 0), "Some GPU"),
+        (
+            True,
+            (7, 5),
+            "Some GPU, but compute capability 7.5 knows no bf16: kernels run in the simulator, on the CPU",
+        ),
+        (True, (9, 0), "Some GPU, but NUMBA_ENABLE_CUDASIM=1: kernels run in the simulator, on the CPU"),
+    ],
+)
+def test_setup_says_where_kernels_run_and_gpu_cells_are_skipped_in_the_simulator(
+    simulated, capability, line, monkeypatch, capsys
+):
+    import torch
+
+    import kernels
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(kernels, "SIMULATED", simulated)
+    setup()
+    assert capsys.readouterr().out.splitlines()[1] == line
+    assert ("gpu" in module.missing_hardware()) == simulated
+    assert "multi-gpu" in module.missing_hardware()
+
+
 def test_table_in_both_forms():
     table = Table(["a", "long"], [["1", "2"], ["333", "4"]], "Caption.")
     assert repr(table) == "a    long\n1    2\n333  4\nCaption."

@@ -7,6 +7,7 @@ from gpt2edu import show_measured
 from gpt2edu.bench_ops import GROUPS, OPS
 from gpt2edu.bench_ops.case import Sizes
 from gpt2edu.results import load_results
+from kernels import SIMULATED
 
 CPU = torch.device("cpu")
 ROW = {"op": "gelu_forward", "variant": "production", "shape": {"N": 65536, "F": 3072}, "ceiling_share": 0.9}
@@ -40,11 +41,11 @@ def test_the_first_shape_of_each_op_in_the_chapters_is_in_its_table():
         ), op
 
 
-def test_without_a_gpu_the_op_is_checked_at_toy_size(monkeypatch, capsys):
-    monkeypatch.setattr(show_measured, "choose_device", lambda _name: CPU)
-    monkeypatch.setattr(show_measured, "load_results", lambda _name: [])
+@pytest.mark.skipif(not SIMULATED, reason="there is a GPU")
+def test_without_a_gpu_they_say_why_nothing_is_measured(capsys):
     show_measured.measure_again("gelu_forward")
-    assert capsys.readouterr().out == "✗ gelu_forward N=16 F=64: there is nothing in the tables to compare with\n"
+    show_measured.measure_step_again()
+    assert capsys.readouterr().out == 2 * (show_measured.SKIPPED + "\n")
 
 
 @pytest.mark.gpu
