@@ -75,8 +75,8 @@ def registered() -> Iterable[KernelEntry]:
 
 
 def all_kernels() -> dict[str, KernelEntry]:
-    """Import every module of the package and return all kernels by name."""
+    """Import every module of the package that may hold kernels and return all kernels by name."""
     for module in pkgutil.walk_packages(kernels.__path__, "kernels."):
-        if not module.name.startswith("kernels.simulator"):
+        if not module.name.startswith(("kernels.simulator", "kernels.compile_cache")):
             importlib.import_module(module.name)
     return dict(sorted(_entries.items()))

@@ -71,6 +71,17 @@ def layout_of(product: Product) -> str:
     return next(name for name, kind in LAYOUTS.items() if kind == (product.a_k_contiguous, product.b_k_contiguous))
 
 
+def epilogue_of(product: Product) -> tuple[str, object]:
+    """Return what a product wants of its output, and the array that this takes besides the output."""
+    if product.pre_activation is not None:
+        return "gelu", product.pre_activation
+    if product.residual is not None:
+        return "residual", product.residual
+    if product.activated is not None:
+        return "gelu_backward", product.activated
+    return "plain", product.out
+
+
 def in_pieces(array, length: int) -> bool:
     """Tell whether every row of `length` elements of a flat array consists of whole, aligned pieces of 16 bytes."""
     return address(array) % 16 == 0 and length * array.dtype.itemsize % 16 == 0

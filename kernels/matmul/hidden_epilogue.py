@@ -18,10 +18,9 @@ from collections.abc import Callable
 from numba import cuda
 
 from kernels.accumulators import load_words_box, store_words_box
-from kernels.gelu import gelu_device, gelu_grad_device
 from kernels.matmul.hopper import BOX, BOX_BYTES, WARP_GROUP
 from kernels.matmul.pipeline import STAGED_AT, STAGING, STAGING_AT, TILE_J
-from kernels.ptx import pack_bf16x2, unpack_bf16x2
+from kernels.matmul.words import add_word_device, gelu_grad_word_device, gelu_word_device
 from kernels.ptx_hopper import (
     EVICT_FIRST,
     barrier_sync,
@@ -52,29 +51,6 @@ def next_box_device(words):
 def staging_device(base, consumer, box):
     """Return the address of the staging box that a box goes through."""
     return base + STAGING_AT + (consumer * STAGING + (box & 1)) * BOX_BYTES
-
-
-@cuda.jit(device=True)
-def gelu_word_device(place, word):
-    """Apply GELU to both numbers of a word."""
-    left, right = unpack_bf16x2(word)
-    return pack_bf16x2(gelu_device(left), gelu_device(right))
-
-
-@cuda.jit(device=True)
-def add_word_device(place, word, other):
-    """Add two words number by number."""
-    left, right = unpack_bf16x2(word)
-    other_left, other_right = unpack_bf16x2(other)
-    return pack_bf16x2(left + other_left, right + other_right)
-
-
-@cuda.jit(device=True)
-def gelu_grad_word_device(place, word, activated):
-    """Multiply by the derivative of GELU number by number."""
-    left, right = unpack_bf16x2(word)
-    activated_left, activated_right = unpack_bf16x2(activated)
-    return pack_bf16x2(left * gelu_grad_device(activated_left), right * gelu_grad_device(activated_right))
 
 
 @cuda.jit(device=True)

@@ -15,7 +15,7 @@ from kernels.accumulators import zero_accumulators, zero_words
 from kernels.architecture import n_multiprocessors
 from kernels.launch import Launch, address
 from kernels.matmul import weight_gradient
-from kernels.matmul.common import Product, forward_launcher, grad_input_launcher, grad_weight_launcher, unfused
+from kernels.matmul.common import Product, epilogue_of, forward_launcher, grad_input_launcher, grad_weight_launcher
 from kernels.matmul.hidden_epilogue import EPILOGUES
 from kernels.matmul.hopper import (
     BOX,
@@ -125,17 +125,6 @@ KERNELS = {
 }
 
 
-def epilogue_of(product: Product) -> tuple[str, object]:
-    """Return which epilogue a product wants, and the array that this one takes besides the output."""
-    if product.pre_activation is not None:
-        return "gelu", product.pre_activation
-    if product.residual is not None:
-        return "residual", product.residual
-    if product.activated is not None:
-        return "gelu_backward", product.activated
-    return "plain", product.out
-
-
 def takes_tma_everywhere(product: Product) -> bool:
     """Tell whether TMA can move all arrays of a product with a bfloat16 output."""
     arrays = [product.out, epilogue_of(product)[1]] + ([] if product.bias is None else [product.bias])
@@ -148,7 +137,7 @@ def step(product: Product, stream: object) -> list[Launch]:
     if layout == "grad_weight":
         return weight_gradient.step(product, stream)
     if not takes_tma_everywhere(product):
-        return unfused(portable_step, product, stream)
+        return portable_step(product, stream)
     epilogue, more = epilogue_of(product)
     maps = [*operand_maps(product, TILE_I, TILE_J)]
     maps += [matrix_map(array, product.I, product.J, (BOX, BOX)) for array in (product.out, more)]

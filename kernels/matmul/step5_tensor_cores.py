@@ -91,7 +91,7 @@ def make_kernel(output: str):
             i, j = first_i + warp_i, first_j + warp_j
             if has_bias:
                 add_bias_device(sums, bias, j, J)
-            store_device(shared_address(patches, 0), sums, out, i, j, I, J, accumulate, whole)
+            store_device(shared_address(patches, 0), sums, out, out, i, j, I, J, accumulate, whole)
             item += cuda.gridDim.x
 
     return matmul_kernel

@@ -24,14 +24,16 @@ from kernels.matmul.common import (
     LAYOUTS,
     OUTPUTS,
     Product,
+    epilogue_of,
     forward_launcher,
     grad_input_launcher,
     grad_weight_launcher,
     in_pieces,
     layout_of,
     takes_pieces,
+    unfused,
 )
-from kernels.matmul.outputs import PATCH_BYTES, add_bias_device, store_floats_device, store_pairs_device
+from kernels.matmul.outputs import PATCH_BYTES, add_bias_device, make_pairs_storer, store_floats_device
 from kernels.matmul.slices import likely_slices, partial_sums, sum_slices
 from kernels.matmul.tensor_tiles import (
     COLUMNS,
@@ -150,16 +152,17 @@ def make_loader(layout: str) -> Callable:
     return load_step_device
 
 
-def make_kernel(layout: str):
-    """Make the kernel of one layout."""
+def make_kernel(layout: str, epilogue: str):
+    """Make the kernel of one layout and epilogue."""
     begin_device, copy_stage_device, next_stage_device = make_copier(layout)
     load_step_device = make_loader(layout)
-    store_device = store_floats_device if OUTPUTS[layout] == "float32" else store_pairs_device
+    store_device = store_floats_device if OUTPUTS[layout] == "float32" else make_pairs_storer(epilogue)
     sliced = layout == "grad_weight"
-    signature = f"void({OUTPUTS[layout]}[::1], uint16[::1], uint16[::1], uint16[::1]{', int64' * 8})"
+    out = f"{OUTPUTS[layout]}[::1]"
+    signature = f"void({out}, uint16[::1], uint16[::1], uint16[::1], {out}{', int64' * 8})"
 
-    @kernel(signature, name=f"{layout}_kernel", launch_bounds=(BLOCK, 1))
-    def matmul_kernel(out, a, b, bias, I, J, K, has_bias, accumulate, whole, slices, group):  # noqa: E741
+    @kernel(signature, name=f"{layout}_{epilogue}_kernel", launch_bounds=(BLOCK, 1))
+    def matmul_kernel(out, a, b, bias, more, I, J, K, has_bias, accumulate, whole, slices, group):  # noqa: E741
         """A block owns a slice of 128 x 256 outputs at a time, a warp 64 x 64."""
         memory = cuda.shared.array(0, uint8, 128)
         sums = cuda.local.array((FRAGMENTS, COLUMNS, 4), float32)
@@ -203,14 +206,23 @@ def make_kernel(layout: str):
             j += warp // WARPS_I * WARP
             if has_bias:
                 add_bias_device(sums, bias, j, J)
-            store_device(ring + RING_BYTES, sums, out, i, j, I + index * I, J, accumulate, whole)
+            store_device(ring + RING_BYTES, sums, out, more, i, j, I + index * I, J, accumulate, whole)
             item += cuda.gridDim.x
         cp_async_wait(0)
 
     return matmul_kernel
 
 
-KERNELS = {layout: make_kernel(layout) for layout in LAYOUTS}
+KERNELS = {
+    (layout, epilogue): make_kernel(layout, epilogue)
+    for layout, epilogue in [
+        ("forward", "plain"),
+        ("forward", "gelu"),
+        ("forward", "residual"),
+        ("grad_input", "plain"),
+        ("grad_weight", "plain"),
+    ]
+}
 
 
 def n_tiles(product: Product) -> int:
@@ -229,21 +241,25 @@ def options_of(product: Product) -> list[Choice]:
 
 def step(product: Product, stream: object) -> list[Launch]:
     """Launch a block for each multiprocessor, or use step 6 on a GPU of less shared memory and for ragged rows."""
+    layout, (epilogue, more) = layout_of(product), epilogue_of(product)
     if not takes_pieces(product) or most_shared_bytes() < SHARED_BYTES:
-        return step6_swizzle.step(product, stream)
+        return unfused(step6_swizzle.step, product, stream)
+    whole = in_pieces(product.out, product.J)
+    if (layout, epilogue) not in KERNELS or (epilogue != "plain" and not (whole and in_pieces(more, product.J))):
+        return unfused(step, product, stream)
     choice = choose("sm_80", product, options_of(product))
     slices = choice["slices"]
     out = product.out if slices == 1 else partial_sums(slices * product.out.size, stream)
     accumulate = slices == 1 and product.accumulate
-    has_bias, whole = product.bias is not None, in_pieces(out, product.J)
-    arrays = (out, product.a, product.b, product.bias if has_bias else product.a)
+    has_bias = product.bias is not None
+    arrays = (out, product.a, product.b, product.bias if has_bias else product.a, more)
     numbers = (int(has_bias), int(accumulate), int(whole), slices, choice["group"])
     arguments = (*arrays, product.I, product.J, product.K, *numbers)
     grid = min(n_multiprocessors(), n_tiles(product) * slices)
-    launches = [Launch(KERNELS[layout_of(product)], grid, BLOCK, arguments, stream, SHARED_BYTES)]
+    launches = [Launch(KERNELS[layout, epilogue], grid, BLOCK, arguments, stream, SHARED_BYTES)]
     return launches if slices == 1 else [*launches, sum_slices(product.out, out, slices, product.accumulate, stream)]
 
 
-matmul_forward = forward_launcher(step)
-matmul_grad_input = grad_input_launcher(step)
+matmul_forward = forward_launcher(step, fused=True)
+matmul_grad_input = grad_input_launcher(step, fused=True)
 matmul_grad_weight = grad_weight_launcher(step)

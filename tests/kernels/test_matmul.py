@@ -193,9 +193,11 @@ def test_hidden_epilogue_with_several_tiles(hopper, run_every_way):
     assert (host.values(whole)[M * N :] == 7.0).all()  # TMA wrote nothing past the end
 
 
+@pytest.mark.parametrize("family", ["hopper", "portable"])
 @pytest.mark.parametrize(("shape", "dtype"), [((72, 264, 16), "bfloat16"), *(((3, 5, 7), dtype) for dtype in DTYPES)])
-def test_epilogues(shape, dtype, hopper):
-    """Fused where TMA can move the arrays, and in kernels of their own elsewhere."""
+def test_epilogues(shape, dtype, family, request):
+    """Fused where rows come in whole pieces, and in kernels of their own elsewhere."""
+    request.getfixturevalue(family)
     inp, weight, bias, grad_out = random_case(shape, dtype)
     d_inp, d_weight, d_bias, d_grad_out = (host.to_device(x, dtype) for x in (inp, weight, bias, grad_out))
     out, pre, grad_inp = (host.to_device(x, dtype) for x in (grad_out, grad_out, inp))
@@ -260,7 +262,7 @@ def test_each_shape_gets_the_best_step_that_takes_it(portable, monkeypatch):
         out = host.to_device(np.zeros((shape[0], shape[1])), dtype)
         return matmul_forward.prepare(out, flat.reshape(shape[0], shape[2]), weight)[0].kernel
 
-    assert kernel_of((129, 5, 16), "bfloat16") is step7_multistage.KERNELS["forward"]
+    assert kernel_of((129, 5, 16), "bfloat16") is step7_multistage.KERNELS["forward", "plain"]
     for case in [((129, 5, 12), "bfloat16"), ((129, 5, 16), "bfloat16", 1), ((3, 5, 16), "bfloat16")]:
         assert kernel_of(*case) is step5_tensor_cores.KERNELS["uint16"]
     assert kernel_of((3, 257, 16), "float32") is step4_register_tiles.matmul_kernel
