@@ -24,6 +24,7 @@ from gpt2edu.averaging import Overlapped
 from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import Communicator
 from gpt2edu.errors import Gpt2EduError, UsageError
+from gpt2edu.generation import SampleModel
 from gpt2edu.kernel_adamw import KernelAdamW
 from gpt2edu.parameters import parameter_layout
 from gpt2edu.passes import Passes
@@ -38,7 +39,6 @@ from kernels.token_plan import plan_token_gradient
 
 PassesKind = TypeVar("PassesKind", bound=Passes)
 MAX_SHAPES = 32  # whose launches are kept
-SAMPLE_STEP = 64  # a text that is sampled grows by one token; its launches are prepared for multiples of this
 
 
 def refuse(settings: TrainConfig, device: torch.device, dtype: str) -> None:
@@ -127,7 +127,7 @@ class NumbaEngine:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._at_step_start = True
         self._n_accumulated = 0  # micro-batches of the step under way
-        self.model = SampleModel(self)
+        self.model = SampleModel(config, self._weights, self.flat_parameters, self._stream, self.forward)
 
     # ------------------------------------------------------------------------------------------------
     # batches
@@ -210,7 +210,11 @@ class NumbaEngine:
 
     def logits(self, inputs_BT: np.ndarray) -> Tensor:
         """Return the scores (B, T, P) of every next token; the columns from V on are padding."""
-        return self._evaluate(inputs_BT, np.zeros_like(inputs_BT)).logits.clone()
+        return self.forward(inputs_BT).logits.clone()
+
+    def forward(self, inputs_BT: np.ndarray) -> SimpleNamespace:
+        """Return the activations of a batch; they stay until the next one."""
+        return self._evaluate(inputs_BT, np.zeros_like(inputs_BT))
 
     def _evaluate(self, inputs_BT: np.ndarray, targets_BT: np.ndarray) -> SimpleNamespace:
         self._adamw.publish()
@@ -284,24 +288,3 @@ class NumbaEngine:
     def fits(self, n_rows: int) -> bool:
         """Compare the activations' bytes with the free memory; False where there is no memory to measure."""
         return self.device.type == "cuda" and self._activation_bytes(n_rows) <= MEMORY_MARGIN * self._free_bytes()
-
-
-class SampleModel:
-    """What `sample.generate` needs of a model, computed by the engine; it has no cache of keys and values."""
-
-    def __init__(self, engine: NumbaEngine) -> None:
-        self._engine = engine
-        self.config, self.flat_parameters = engine.config, engine.flat_parameters
-
-    def new_cache(self) -> list:
-        """Return no cache: every step computes the whole text."""
-        return []
-
-    def __call__(self, tokens_BT: Tensor, _cache: list | None = None) -> Tensor:
-        """Return the logits (B, T, P)."""
-        B, T = tokens_BT.shape
-        width = min(-(-T // SAMPLE_STEP) * SAMPLE_STEP, self.config.max_seq_len)
-        inputs = np.zeros((B, width), np.int32)
-        inputs[:, :T] = tokens_BT.cpu()  # what comes after a token does not change its logits
-        with torch.inference_mode(False):  # buffers that are made here serve training, too
-            return self._engine.logits(inputs).cpu()[:, :T]  # choosing a token is the host's work

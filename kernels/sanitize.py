@@ -27,10 +27,12 @@ from kernels.classifier import fused_classifier
 from kernels.encoder import encoder_backward, encoder_forward, encoder_scratch_size
 from kernels.gelu import bias_gelu_backward, bias_gelu_forward, gelu_backward, gelu_forward
 from kernels.global_norm import squared_norm, sum_scratch_size, total
-from kernels.launch import Prepared
+from kernels.launch import PACK, Prepared
 from kernels.layernorm import layernorm_backward, layernorm_forward, layernorm_scratch_size, residual_layernorm_forward
 from kernels.matmul import bias_scratch_size, matmul_forward, matmul_grad_bias, matmul_grad_input, matmul_grad_weight
+from kernels.matmul.vector import matmul_vector
 from kernels.memory import cast, copy, zero
+from kernels.next_token import choose_token, embed_token
 from kernels.registry import all_kernels
 from kernels.residual import residual_forward
 from kernels.token_plan import plan_token_gradient
@@ -39,6 +41,7 @@ DTYPES = ("float32", "bfloat16")
 ARCHITECTURES_HERE = {"sm_80": ("sm_80",), "sm_90a": ("sm_80", "sm_90a")}
 ROWS = ((2, 37, 72), (1, 3, 13), (1, 70, 776))  # batch, time and channels: packs of eight, none, and more than a warp's
 PRODUCTS = ((37, 29, 13), (200, 136, 72), (392, 264, 328))  # rows, outputs and inputs of a linear layer
+ROWS_OF_WEIGHTS = ((5, 16), (1061, 776), (7, 3072))  # outputs and inputs of a linear layer for one token
 HEADS = ((2, 37, 3, 16), (1, 70, 2, 32), (2, 137, 2, 64), (1, 200, 1, 128), (2, 21, 3, 14))  # batch, time, heads, size
 ATTENTIONS = (
     (attention_forward, attention_backward),
@@ -65,6 +68,10 @@ class Draw:
     def tokens(self, below: int, *shape: int) -> np.ndarray:
         """Return ids on the host."""
         return self._generator.integers(0, below, shape).astype(np.int32)
+
+    def position(self, T: int):
+        """Return where the newest of T tokens stands."""
+        return host.to_device(np.array([T - 1], np.int32))
 
 
 def encoder_launches(draw: Draw) -> Iterator[Prepared]:
@@ -105,6 +112,11 @@ def matmul_launches(draw: Draw) -> Iterator[Prepared]:
             yield matmul_grad_weight.prepare(draw.float32(N, K), out, inp, accumulate=accumulate)
         yield matmul_grad_input.prepare(inp, out, weight, pre_activation_MK=more_inp)
         yield matmul_grad_bias.prepare(draw.float32(N), draw.float32(bias_scratch_size(M, N)), out)
+    for N, K in ROWS_OF_WEIGHTS:
+        out, inp, weight, vector = draw.real(3, N), draw.real(K), draw.real(N, K), draw.real(N)
+        norm = draw.real(K), draw.real(K)
+        yield matmul_vector.prepare(out, inp, weight, vector, norm=norm, gelu=True, position_1=draw.position(3))
+        yield matmul_vector.prepare(vector.reshape(1, N), inp, weight, residual_N=vector)
 
 
 def gelu_launches(draw: Draw) -> Iterator[Prepared]:
@@ -127,8 +139,9 @@ def attention_launches(draw: Draw) -> Iterator[Prepared]:
         for forward, backward in ATTENTIONS:
             yield forward.prepare(out, logsumexp, scratch, qkv)
             yield backward.prepare(grad_qkv, scratch, grad_out, out, qkv, logsumexp)
-        scratch = draw.float32(attention_decode_scratch_size(B, T, H, D))
-        yield attention_decode.prepare(draw.real(B, C), scratch, qkv, H, T - 1)
+        if D % PACK == 0:
+            scratch = draw.float32(attention_decode_scratch_size(B, T, H, D))
+            yield attention_decode.prepare(draw.real(B, C), scratch, qkv, H, draw.position(T))
 
 
 def classifier_launches(draw: Draw) -> Iterator[Prepared]:
@@ -137,6 +150,15 @@ def classifier_launches(draw: Draw) -> Iterator[Prepared]:
         logits, targets, losses = draw.real(37, P), host.to_device(draw.tokens(V, 37)), draw.float32(37)
         yield fused_classifier.prepare(losses, logits, targets, V, 0.1, write_gradient=True, accumulate=True)
         yield fused_classifier.prepare(losses, logits, targets, V, 0.0, write_gradient=False)
+
+
+def next_token_launches(draw: Draw) -> Iterator[Prepared]:
+    """In the middle of a text, and at its end."""
+    for T, C, V, P in ((3, 13, 61, 64), (2, 776, 50_257, 50_304)):
+        tokens = host.to_device(draw.tokens(7, T))
+        for position in (draw.position(T), draw.position(T - 1)):
+            yield embed_token.prepare(draw.real(C), tokens, position, draw.real(7, C), draw.real(T, C))
+            yield choose_token.prepare(tokens, position, draw.real(P), V)
 
 
 def residual_launches(draw: Draw) -> Iterator[Prepared]:
@@ -178,6 +200,7 @@ OPS: dict[str, Callable[[Draw], Iterator[Prepared]]] = {
     "matmul": matmul_launches,
     "gelu": gelu_launches,
     "attention": attention_launches,
+    "next_token": next_token_launches,
     "residual": residual_launches,
     "classifier": classifier_launches,
     "global_norm": global_norm_launches,

@@ -10,19 +10,24 @@ from kernels.attention import reference
 from kernels.attention.decode import attention_decode, attention_decode_scratch_size
 
 CASES = [  # B, T, H, D, position
-    (1, 1, 1, 1, 0),
-    (2, 5, 3, 3, 2),
+    (1, 1, 1, 8, 0),
+    (2, 5, 3, 8, 2),
     (2, 40, 2, 64, 39),
     (1, 300, 1, 16, 255),
     (1, 300, 2, 40, 256),
     (1, 3, 1, 128, 1),
+    (1, 140, 1, 128, 139),
 ]
-ON_A_GPU = [(3, 1024, 12, 64, 1023), (2, 8192, 4, 128, 8000)]
+ON_A_GPU = [(1, 1024, 12, 64, 16), (3, 1023, 12, 64, 1000), (3, 1024, 12, 64, 1023), (2, 8192, 4, 128, 8000)]
 
 
 def case(B, T, H, D, dtype):
     rng = np.random.default_rng(B * T * H * D)
     return host.rounded(rng.standard_normal((B, T, 3 * H * D)), dtype)
+
+
+def on_device(t):
+    return host.to_device(np.array([t], np.int32))
 
 
 def prepared(qkv, H, t, dtype):
@@ -32,7 +37,7 @@ def prepared(qkv, H, t, dtype):
     out = host.to_device(np.full((B, E // 3), np.nan), dtype)
     scratch = np.full(attention_decode_scratch_size(B, T, H, E // (3 * H)), np.nan)
     launches = attention_decode.prepare(
-        out, host.to_device(scratch, "float32"), host.to_device(later_is_poison, dtype), H, t
+        out, host.to_device(scratch, "float32"), host.to_device(later_is_poison, dtype), H, on_device(t)
     )
     return launches, out
 
@@ -59,15 +64,31 @@ def test_same_bits_every_way(run_every_way):
     check(result, qkv, 1, 135, "bfloat16")
 
 
+def test_one_preparation_serves_every_position():
+    qkv = case(1, 140, 1, 8, "float32")
+    position = on_device(0)
+    out, scratch = (host.to_device(np.zeros(shape), "float32") for shape in ((1, 8), (100,)))
+    launches = attention_decode.prepare(out, scratch, host.to_device(qkv, "float32"), 1, position)
+    for t in (139, 3, 128):
+        if SIMULATED:
+            position[0] = t
+        else:
+            position.copy_to_device(np.array([t], np.int32))
+        launches()
+        check(host.values(out), qkv, 1, t, "float32")
+
+
 def test_refusals():
-    def arrays(C=8, E=24, S=100):
-        return [host.to_device(np.zeros(shape), "float32") for shape in ((1, C), (S,), (1, 3, E))]
+    def arrays(C=8, E=24, S=100, offset=0):
+        qkv = host.to_device(np.zeros(3 * E + 1), "float32")[offset : offset + 3 * E].reshape(1, 3, E)
+        return [*(host.to_device(np.zeros(shape), "float32") for shape in ((1, C), (S,))), qkv]
 
     with pytest.raises(ValueError, match="8 channels and a qkv of 24 do not belong to 3 heads"):
-        attention_decode(*arrays(), 3, 0)
-    with pytest.raises(ValueError, match="the head size is 136; at most 128"):
-        attention_decode(*arrays(136, 408), 1, 0)
-    with pytest.raises(ValueError, match="position 3 is not one of the 3"):
-        attention_decode(*arrays(), 1, 3)
+        attention_decode(*arrays(), 3, on_device(0))
+    for C in (136, 12):
+        with pytest.raises(ValueError, match=f"the head size is {C}; a multiple of 8 is needed, at most 128"):
+            attention_decode(*arrays(C, 3 * C), 1, on_device(0))
     with pytest.raises(ValueError, match="scratch_S has 9 elements; 10 are needed"):
-        attention_decode(*arrays(S=9), 1, 2)
+        attention_decode(*arrays(S=9), 1, on_device(2))
+    with pytest.raises(ValueError, match="qkv_BTE does not begin at a multiple of 16 bytes"):
+        attention_decode(*arrays(offset=1), 1, on_device(0))
