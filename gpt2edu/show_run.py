@@ -168,6 +168,11 @@ def quietly(function: Callable[..., Any], *arguments: Any) -> list[str]:
     return printed.getvalue().splitlines()
 
 
+def data_flags(texts: Manifest, folder: Path) -> str:
+    """Return the trainer's flags for the shards in a folder."""
+    return f"-i {texts.pattern(folder, 'train')} -j {texts.pattern(folder, 'val')}"
+
+
 def short_training(flags: str, *, stop_at: int | None = None) -> tuple[list[str], TrainResult]:
     """Train on the processor as `python -m gpt2edu.train FLAGS` does; return what it said and what came of it.
 

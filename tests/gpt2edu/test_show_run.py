@@ -25,7 +25,7 @@ def shards(tmp_path_factory):
 
 def flags_of(shards, rest):
     folder, manifest = shards
-    return f"-i {manifest.pattern(folder, 'train')} -j {manifest.pattern(folder, 'val')} {SHAPE} {rest}"
+    return f"{show_run.data_flags(manifest, folder)} {SHAPE} {rest}"
 
 
 def test_every_flag_of_a_preset_is_explained():
