@@ -2,7 +2,7 @@
 
 After the backward pass each rank has the gradients of its own sequences, and the update needs their mean over all
 ranks. Each class here is one more idea for fewer bytes, fewer messages, or less waiting. All of them compute the same:
-afterwards each rank has the mean of its own slices, which it updates (ZeRO-1) or gathers into the whole.
+after `finish` each rank has the mean of its own slices, which is all that ZeRO-1 needs; after `gather` of everything.
 
 Backward finishes the last layer first. So gradients are cut into one bucket for each layer, last layer first, and one
 for what belongs to no layer: the embeddings, whose gradients are complete at the very end, and the final norm.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from gpt2edu.distributed import Communicator
@@ -50,6 +51,9 @@ class AllReduce:
         """Let this rank's shards of the gradients be the mean over ranks; all gradients are complete by now."""
         self.communicator.all_reduce_mean(self.gradients)
 
+    def gather(self) -> None:
+        """Let all gradients be the mean: here they are."""
+
 
 class ReduceScatter(AllReduce):
     """Step 2: a rank only gets the mean of what it owns, a message for each slice of each layer of each tensor."""
@@ -59,6 +63,11 @@ class ReduceScatter(AllReduce):
         for shard in self.shards:
             self.communicator.reduce_scatter_mean(self.gradients, [shard])
 
+    def gather(self) -> None:
+        """Get the mean of the other slices from the ranks that own them."""
+        for shard in self.shards:
+            self.communicator.all_gather(self.gradients, [shard])
+
 
 class Grouped(AllReduce):
     """Step 3: the same, all slices in one message."""
@@ -67,25 +76,45 @@ class Grouped(AllReduce):
         """Reduce all slices at once."""
         self.communicator.reduce_scatter_mean(self.gradients, self.shards)
 
+    def gather(self) -> None:
+        """Get all of the other slices at once."""
+        self.communicator.all_gather(self.gradients, self.shards)
 
-class Overlapped(AllReduce):
+
+class Overlapped(Grouped):
     """Step 4: a message for each bucket, on its way while backward still computes the others. Training uses this.
 
     All ranks begin the buckets in one order, whatever the order in which their gradients are complete: a rank that
     began another one first would wait for the others, and they for it, forever.
+
+    Args:
+        communicator: the ranks.
+        gradients: (n,) of this rank's sequences.
+        shards: what this rank owns of them.
+        dtype: of what is sent: bfloat16 halves the bytes, and rounds each rank's gradients and their mean.
     """
 
-    def __init__(self, communicator: Communicator, gradients: Tensor, shards: Sequence[Shard]) -> None:
+    def __init__(
+        self,
+        communicator: Communicator,
+        gradients: Tensor,
+        shards: Sequence[Shard],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(communicator, gradients, shards)
         self._ready: set[int] = set()
         self._begun: list[Callable[[], object]] = []  # what completes each bucket that is on its way
+        self._rounds = dtype != gradients.dtype and communicator.world_size > 1
+        self._sent = torch.empty_like(gradients, dtype=dtype) if self._rounds else gradients
 
     def ready(self, bucket: int) -> None:
         """Begin this bucket and those that have waited for it, unless one before it is not complete yet."""
         self._ready.add(bucket)
         while len(self._begun) in self._ready:
-            bucket_shards = self.buckets[len(self._begun)]
-            self._begun.append(self.communicator.begin_reduce_scatter_mean(self.gradients, bucket_shards))
+            shards = self.buckets[len(self._begun)]
+            if self._rounds:
+                _copy(self._sent, self.gradients, [shard.all_ranks for shard in shards])
+            self._begun.append(self.communicator.begin_reduce_scatter_mean(self._sent, shards))
 
     def finish(self) -> None:
         """Begin what has not been begun, and complete all."""
@@ -95,6 +124,18 @@ class Overlapped(AllReduce):
             complete()
         self._ready.clear()
         self._begun.clear()
+        if self._rounds:
+            _copy(self.gradients, self._sent, [shard.own for shard in self.shards])
+
+    def gather(self) -> None:
+        """Get all of the other slices at once."""
+        self.communicator.all_gather(self._sent, self.shards)
+        if self._rounds:
+            self.gradients.copy_(self._sent)
+
+
+def _copy(target: Tensor, source: Tensor, slices: Sequence[slice]) -> None:
+    torch._foreach_copy_([target[s] for s in slices], [source[s] for s in slices])
 
 
 LADDER = {"all-reduce": AllReduce, "reduce-scatter": ReduceScatter, "one message": Grouped, "overlapped": Overlapped}

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from gpt2edu.averaging import LADDER, Grouped
+from gpt2edu.averaging import LADDER, Grouped, Overlapped
 from gpt2edu.bench_step import add_shape_options, train_settings, trainer_step
 from gpt2edu.bench_text_run import distance, text_run
 from gpt2edu.bench_timing import time_interleaved
@@ -37,7 +37,7 @@ from gpt2edu.errors import Gpt2EduError, UsageError, run_main
 from gpt2edu.flops import flop_per_token, mfu
 from gpt2edu.machine import find_mpiexec
 from gpt2edu.parameters import n_parameters, shards_of_rank
-from gpt2edu.results import Row
+from gpt2edu.results import Row, read_results
 from gpt2edu.run import prepare_run
 from gpt2edu.torch_engine import choose_device
 
@@ -53,21 +53,24 @@ def add_ranks(actions: Any) -> argparse.ArgumentParser:
     add_shape_options(parser)
     option = parser.add_argument
     option("-n", "--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks to start (default 1 2)")
-    option("--engines", nargs="+", default=["numba", "torch"], choices=("numba", "torch"), help="default both")
+    option("--engines", nargs="*", default=["numba", "torch"], choices=("numba", "torch"), help="default both")
     option("-z", "--zero-stages", type=int, nargs="+", default=[0, 1], choices=(0, 1), help="default 0 1")
     option("--blocks", type=int, default=2, help="turns of each kind of step (default %(default)s)")
     option("--block-steps", type=int, default=3, help="timed steps in a turn (default %(default)s)")
     option("--warmup", type=int, default=2, help="untimed steps before the first turn (default %(default)s)")
-    option("-i", "--train-pattern", help="shards of text: loss curves of the numba engine as well")
+    option("--earlier", type=Path, nargs="*", default=[], metavar="FILE", help="take over the rows of these results")
+    option("-i", "--train-pattern", help="shards of text: loss curves as well")
     option("-j", "--val-pattern", help="validation shards of the text")
     option("-x", "--steps", type=int, default=300, help="steps on the text (default %(default)s)")
+    option("--text-engine", default="numba", choices=("numba", "torch"), help="default numba")
+    option("--text-micro-batches", type=int, nargs="+", help="of one rank (default 16 8, to see its own spread)")
     option("--text-batch", type=int, default=32_768, help="tokens of such a step (default %(default)s)")
     option("-v", "--val-every", type=int, default=100, help="validate every so many of them (default %(default)s)")
     return parser
 
 
 def bench_ranks(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Start each number of ranks in turn; return the rows of all, with predictions.
+    """Start each number of ranks in turn; return the rows of all, those taken over among them, with predictions.
 
     Raises:
         UsageError: there are fewer GPUs.
@@ -76,7 +79,7 @@ def bench_ranks(arguments: argparse.Namespace, device: torch.device) -> list[Row
     n_gpus = torch.cuda.device_count()
     if device.type == "cuda" and max(arguments.ranks) > n_gpus:
         raise UsageError(f"-n {max(arguments.ranks)}: this machine has {n_gpus} GPUs")
-    rows = []
+    rows = [row for path in arguments.earlier for row in read_results(path).rows]
     with tempfile.TemporaryDirectory(prefix="gpt2edu-bench-") as folder:
         for n in arguments.ranks:
             path = Path(folder) / f"{n}.json"
@@ -122,6 +125,7 @@ def sending_rows(arguments: argparse.Namespace, device: torch.device, ranks: Com
     flat = torch.zeros(n_parameters(config), device=device)
     halves = flat.to(torch.bfloat16)
     calls: dict[str, Callable[[], None]] = {name: way(ranks, flat, shards).finish for name, way in LADDER.items()}
+    calls["overlapped, bf16"] = Overlapped(ranks, flat, shards, torch.bfloat16).finish
     calls["all-gather, fp32"] = lambda: ranks.all_gather(flat, shards)
     calls["all-gather, bf16"] = lambda: ranks.all_gather(halves, shards)
     rows = []
@@ -136,18 +140,20 @@ def sending_rows(arguments: argparse.Namespace, device: torch.device, ranks: Com
             times_ms.append(1e3 * (time.perf_counter() - start))
         row = _row("sending", name, _slowest(ranks, times_ms)[2:], {"ranks": ranks.world_size, "n": len(flat)})
         n_bytes, _ = _sent(name, config, ranks.world_size)
-        rows.append(row | {"dtype": "bf16" if "bf16" in name else "fp32", "gb_per_s": n_bytes / row["median_ms"] / 1e6})
+        rows.append(
+            row | {"dtype": "bf16" if "bf16" in name else "fp32", "bus_gb_per_s": n_bytes / row["median_ms"] / 1e6}
+        )
     return rows
 
 
 def _sent(name: str, config: ModelConfig, world_size: int) -> tuple[float, int]:
     """Return the bytes that a rank sends for one of the calls above, and the number of messages."""
-    traffic = step_traffic(config, world_size, zero_stage=1)
-    if name == "all-gather, bf16":
-        return traffic.gather_bytes, 1
+    traffic = step_traffic(config, world_size, zero_stage=0)
+    way, _, dtype = name.partition(", ")
     n_slices = len(list(shards_of_rank(config, 0, world_size)))
     messages = {"all-reduce": 2, "reduce-scatter": n_slices, "overlapped": traffic.n_buckets}
-    return traffic.reduce_bytes * (2 if name == "all-reduce" else 1), messages.get(name, 1)
+    factor = 2.0 if way == "all-reduce" else 0.5 if dtype == "bf16" else 1.0
+    return factor * traffic.reduce_bytes, messages.get(way, 1)
 
 
 def step_row(
@@ -161,7 +167,9 @@ def step_row(
     step = trainer_step(run)
     kinds = {"as in training": step}
     if ranks.world_size > 1:
-        kinds |= {"after backward": _after_backward(run.engine, step), "nothing sent": _unsent(ranks, step)}
+        kinds["nothing sent"] = _unsent(ranks, step)
+    if ranks.world_size > 1 and not settings.compile:  # torch.compile's model has all gradients at the end anyway
+        kinds["after backward"] = _after_backward(run.engine, step)
     times = time_interleaved(
         kinds,
         n_blocks=arguments.blocks,
@@ -182,7 +190,8 @@ def step_row(
     if ranks.world_size > 1:
         medians = {kind: statistics.median(values) for kind, values in slowest.items()}
         row["exposed_ms"] = medians["as in training"] - medians["nothing sent"]
-        row["after_backward_ms"] = medians["after backward"] - medians["nothing sent"]
+        if "after backward" in medians:
+            row["after_backward_ms"] = medians["after backward"] - medians["nothing sent"]
     return row
 
 
@@ -221,14 +230,15 @@ def _silence(ranks: Communicator) -> Iterator[None]:
 
 
 def text_rows(arguments: argparse.Namespace, device: torch.device, ranks: Communicator) -> list[Row]:
-    """Train the numba engine on real text; one GPU does it twice, with different micro-batches, for its own spread."""
+    """Train on real text; one rank does it twice, with different micro-batches, for its own spread."""
     n_sequences = arguments.text_batch // arguments.seq_len // ranks.world_size
     sizes = [min(TEXT_MICRO_BATCH, n_sequences)]
-    sizes += [sizes[0] // 2] if ranks.world_size == 1 else []
+    if ranks.world_size == 1:
+        sizes = arguments.text_micro_batches or [sizes[0], sizes[0] // 2]
     text = argparse.Namespace(**vars(arguments) | {"total_batch": arguments.text_batch})
     rows = []
     for micro_batch in sizes:
-        row = text_run(text, device, arguments.engines[0], micro_batch, ranks)
+        row = text_run(text, device, arguments.text_engine, micro_batch, ranks)
         row["shape"]["ranks"] = ranks.world_size
         rows.append(row)
         gc.collect()

@@ -160,6 +160,12 @@ FLAGS: dict[str, list[tuple[str, str | None, Callable[[str], Any], str]]] = {
             one_of("bf16", "fp16", "fp32"),
             "of the matrix products; by the GPU's kind when left out",
         ),
+        (
+            "grad_dtype",
+            None,
+            one_of("fp32", "bf16"),
+            "of the gradients that ranks send each other; bf16 halves the bytes, for slow networks",
+        ),
         ("compile", None, switch, "torch.compile on or off; on for cuda when left out"),
         ("tf32", "-f", switch, "let fp32 products run as TF32 on tensor cores"),
         ("master_weights", "-w", switch, "fp32 weights beside bf16 ones"),

@@ -166,6 +166,7 @@ class TrainConfig:
     device: str | None = None
     hang_timeout: float = 600.0
     dtype: str | None = None
+    grad_dtype: str = "fp32"  # of the gradients that ranks send
     compile: int | None = None
     deterministic: bool = False
     seed: int = 42

@@ -199,34 +199,31 @@ class MpiCommunicator(Communicator):
         """
         self._begin()
         shards = list(shards)
-        sent = torch.cat([self._all_slices(flat, shard) for shard in shards], dim=1).cpu().numpy()
-        received = np.empty_like(sent)
-        request = self._world.Ialltoall(sent, received)
+        sent = torch.cat([self._by_rank(flat, shard) for shard in shards], dim=1).cpu()
+        received = torch.empty_like(sent)
+        request = self._world.Ialltoall(_bits(sent), _bits(received))
 
         def complete() -> None:
             self._wait(request)
-            mean = torch.from_numpy(self._mean(received)).to(flat.device)
-            _put([_own_slice(flat, shard) for shard in shards], mean)
+            _put([flat[shard.own] for shard in shards], self._mean(received).to(flat.device))
 
         return complete
 
     def all_reduce_mean(self, flat: torch.Tensor) -> None:
         """Send all of `flat` to every rank, which adds what arrives in rank order: simple, and more than needed."""
         self._begin()
-        received = np.empty((self.world_size, len(flat)), np.float32)
-        self._wait(self._world.Iallgather(flat.cpu().numpy(), received))
-        flat.copy_(torch.from_numpy(self._mean(received)))
+        received = torch.empty(self.world_size, len(flat), dtype=flat.dtype)
+        self._wait(self._world.Iallgather(_bits(flat.cpu()), _bits(received)))
+        flat.copy_(self._mean(received))
 
     def all_gather(self, flat: torch.Tensor, shards: Iterable[Shard]) -> None:
         """Send this rank's slices, all in one message, to every rank."""
         self._begin()
-        if flat.dtype == torch.bfloat16:
-            flat = flat.view(torch.int16)  # NumPy has no bfloat16; the bits are only moved
         shards = list(shards)
-        sent = torch.cat([_own_slice(flat, shard) for shard in shards]).cpu().numpy()
-        received = np.empty((self.world_size, sent.size), sent.dtype)
-        self._wait(self._world.Iallgather(sent, received))
-        _put([self._all_slices(flat, shard) for shard in shards], torch.from_numpy(received).to(flat.device))
+        sent = torch.cat([flat[shard.own] for shard in shards]).cpu()
+        received = sent.new_empty(self.world_size, len(sent))
+        self._wait(self._world.Iallgather(_bits(sent), _bits(received)))
+        _put([self._by_rank(flat, shard) for shard in shards], received.to(flat.device))
 
     def abort(self, message: str, code: int = 1) -> NoReturn:
         """Print `message` and end every rank with exit code `code`."""
@@ -270,18 +267,16 @@ class MpiCommunicator(Communicator):
         if self._watchdog:
             self._watchdog.end_operation()
 
-    def _mean(self, parts: np.ndarray) -> np.ndarray:
-        """Return the mean of the ranks' parts (world_size, k), added in rank order."""
-        mean = parts[0]
+    def _mean(self, parts: torch.Tensor) -> torch.Tensor:
+        """Return the mean of the ranks' parts (world_size, k), added in rank order in fp32."""
+        mean = parts[0].float()
         for part in parts[1:]:
             mean += part
-        mean /= self.world_size
-        return mean
+        return mean.div_(self.world_size)
 
-    def _all_slices(self, flat: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """Return the run of `flat` that holds `shard` and its equals on the other ranks: (world_size, shard.size)."""
-        start = shard.offset - self.rank * shard.size
-        return flat[start : start + self.world_size * shard.size].view(self.world_size, -1)
+    def _by_rank(self, flat: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """Return a view of what `shard` and its equals on the other ranks cover: (world_size, shard.size)."""
+        return flat[shard.all_ranks].view(self.world_size, -1)
 
 
 class NcclCommunicator(MpiCommunicator):
@@ -314,7 +309,7 @@ class NcclCommunicator(MpiCommunicator):
         self._begin()
         with dist._coalescing_manager(async_ops=True) as group:
             for shard in shards:
-                self._reduce_scatter(_own_slice(flat, shard), self._all_slices(flat, shard).view(-1), dist.ReduceOp.AVG)
+                self._reduce_scatter(flat[shard.own], flat[shard.all_ranks], dist.ReduceOp.AVG)
         return group.wait
 
     def all_reduce_mean(self, flat: torch.Tensor) -> None:
@@ -327,7 +322,7 @@ class NcclCommunicator(MpiCommunicator):
         self._begin()
         with dist._coalescing_manager():
             for shard in shards:
-                self._all_gather(self._all_slices(flat, shard).view(-1), _own_slice(flat, shard))
+                self._all_gather(flat[shard.all_ranks], flat[shard.own])
 
     def __exit__(self, kind: object, problem: BaseException | None, traceback_: object) -> None:
         super().__exit__(kind, problem, traceback_)
@@ -370,8 +365,9 @@ def refuse_shared_gpus(gpus: Sequence[tuple[str, str | None]]) -> None:
             )
 
 
-def _own_slice(flat: torch.Tensor, shard: Shard) -> torch.Tensor:
-    return flat[shard.offset : shard.offset + shard.size]
+def _bits(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor of the host as MPI takes it; NumPy has no bfloat16, but the bits are only moved."""
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def _put(slices: list[torch.Tensor], values: torch.Tensor) -> None:

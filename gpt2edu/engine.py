@@ -115,7 +115,7 @@ class NumbaEngine:
             ) from problem
         self.flat_parameters = self._adamw.master
         self._read_parameters, self._gradients = self._adamw.parameters, self._adamw.gradients
-        self.averaging = Overlapped(communicator, self._gradients, self._adamw.shards)
+        self.averaging = Overlapped(communicator, self._gradients, self._adamw.shards, DTYPES[settings.grad_dtype])
         tensors = parameter_layout(config)
         self._weights = SimpleNamespace(**{t.name: t.view(self._read_parameters) for t in tensors})
         self._weight_gradients = SimpleNamespace(**{t.name: t.view(self._gradients) for t in tensors})
@@ -200,6 +200,8 @@ class NumbaEngine:
         self._batch.sum_losses()
         self.averaging.finish()
         self._adamw.take_mean()
+        if not self._adamw.sharded:
+            self.averaging.gather()
         ranks = self.communicator.gather(self._sums.tolist())  # the only place of a step where the host waits
         loss_sum, squared = (sum(values) for values in zip(*ranks, strict=True))
         return loss_sum / (self._batch.n_tokens * len(ranks)), squared**0.5

@@ -30,7 +30,7 @@ class Pieces:
     """A rank's shards of a flat buffer (n,), and the same values packed one after another (k,)."""
 
     def __init__(self, shards: list[Shard]) -> None:
-        self._flat = [slice(shard.offset, shard.offset + shard.size) for shard in shards]
+        self._flat = [shard.own for shard in shards]
         self._packed = [slice(shard.state_offset, shard.state_offset + shard.size) for shard in shards]
 
     def pack(self, packed: Tensor, flat: Tensor) -> None:
@@ -100,11 +100,9 @@ class KernelAdamW:
     # a step
 
     def take_mean(self) -> None:
-        """Sum the squares of this rank's shards of the mean gradients; without ZeRO-1, bring those of the others."""
+        """Take over the mean of this rank's shards of the gradients, and sum its squares."""
         if self._own_gradients is not self.gradients:
             self._pieces.pack(self._own_gradients, self.gradients)
-        if not self.sharded:
-            self._communicator.all_gather(self.gradients, self.shards)
         self._sum_squares()
 
     def update(self, learning_rate: float, weight_decay: float, grad_scale: float, step: int) -> None:

@@ -97,6 +97,17 @@ class Shard:
         """The layer it is a slice of; None for a tensor that belongs to no layer."""
         return (self.offset - self.tensor.offset) // self.tensor.slice_size if self.tensor.stacked else None
 
+    @property
+    def own(self) -> slice:
+        """Its place in the flat buffer."""
+        return slice(self.offset, self.offset + self.size)
+
+    @property
+    def all_ranks(self) -> slice:
+        """The place of the tensor's whole layer, which all ranks share."""
+        start = self.tensor.offset + (self.layer or 0) * self.tensor.slice_size
+        return slice(start, start + self.tensor.slice_size)
+
 
 def shards_of_rank(config: ModelConfig, rank: int, world_size: int) -> Iterator[Shard]:
     """Yield what `rank` of `world_size` owns: an equal slice of each layer of each tensor, as llm.c's ZeRO-1 cuts.

@@ -48,6 +48,7 @@ ROW_OPTIONAL = {
     "max_error": float,
     "baseline_error": float,
     "predicted_ms": float,  # by gpt2edu.communication
+    "bus_gb_per_s": float,  # that a rank sends
     "mfu": float,  # of each GPU
     "efficiency": float,  # tokens a second of N GPUs over N times those of one
     "exposed_ms": float,  # of a step, more than without anything sent

@@ -108,8 +108,8 @@ class TorchEngine:
                 "use a smaller model, or more GPUs with -z 1"
             ) from problem
         self.model.recompute = settings.recompute
-        self._own_gradients = [self._gradients[s.offset : s.offset + s.size] for s in self._own_shards]
-        self.averaging = Overlapped(communicator, self._gradients, self._own_shards)
+        self._own_gradients = [self._gradients[s.own] for s in self._own_shards]
+        self.averaging = Overlapped(communicator, self._gradients, self._own_shards, DTYPES[settings.grad_dtype])
         self._n_accumulated = 0  # micro-batches of the step under way
         self._n_incomplete: list[int] = []  # gradients of each bucket in the last micro-batch; empty before it
         if communicator.world_size > 1:
@@ -172,7 +172,7 @@ class TorchEngine:
         self.averaging.finish()
         own_norm = torch.nn.utils.get_total_norm(self._own_gradients)
         if self.settings.zero_stage == 0:
-            self.communicator.all_gather(self._gradients, self._own_shards)
+            self.averaging.gather()
         own = torch.stack([self._loss_sum, own_norm]).tolist()  # the only place of a step where the host waits
         ranks = self.communicator.gather(own)
         loss = sum(loss for loss, _ in ranks) / len(ranks)

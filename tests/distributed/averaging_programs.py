@@ -1,5 +1,6 @@
 """Averaging on several ranks: `mpiexec -n N python averaging_programs.py NAME ARGUMENTS`; see test_averaging.py."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from gpt2edu.errors import run_main
 from gpt2edu.launcher import launched_world
 from gpt2edu.parameters import shards_of_rank
 
+WAYS = {**LADDER, "overlapped, bf16": functools.partial(LADDER["overlapped"], dtype=torch.bfloat16)}
+
 
 class Counted:
     """Passes on what averaging asks of a communicator, and counts the messages."""
 
     def __init__(self, communicator: Communicator) -> None:
         self.communicator, self.n_messages, self.n_under_way = communicator, 0, 0
+        self.world_size = communicator.world_size
 
     def all_reduce_mean(self, flat):
         self.n_messages += 1
@@ -33,6 +37,9 @@ class Counted:
         self.n_messages += 1
         self.communicator.reduce_scatter_mean(flat, shards)
 
+    def all_gather(self, flat, shards):
+        self.communicator.all_gather(flat, shards)
+
 
 def ladder(folder: str) -> None:
     """Average in every way, twice, and save what this rank got of its shards; buckets are complete in any order."""
@@ -40,17 +47,19 @@ def ladder(folder: str) -> None:
         rank = communicator.rank
         shards = list(shards_of_rank(CONFIG, rank, communicator.world_size))
         found = {}
-        for name, way in LADDER.items():
+        for name, way in WAYS.items():
             flat, counted = torch.empty_like(random_flat(0)), Counted(communicator)
             averaging = way(counted, flat, shards)
             for turn in range(2):
                 flat.copy_(random_flat(10 * turn + rank))
                 for bucket, begun in ((1, 0), (0, 2)):  # the second waits for the first
                     averaging.ready(bucket)
-                    if name == "overlapped":
+                    if name.startswith("overlapped"):
                         assert counted.n_under_way == begun + 3 * turn
                 averaging.finish()
-                found[f"{name} {turn}"] = torch.cat([flat[s.offset : s.offset + s.size] for s in shards])
+                found[f"{name} {turn}"] = torch.cat([flat[shard.own] for shard in shards])
+                averaging.gather()
+                found[f"{name} {turn} whole"] = flat.clone()
             found[f"{name} messages"] = counted.n_messages / 2
         np.savez(Path(folder) / f"rank{rank}.npz", **found)
 

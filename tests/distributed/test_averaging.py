@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from averaging_programs import WAYS
 from rank_programs import CONFIG, random_flat
 
 from gpt2edu.averaging import LADDER, Overlapped, cut_into_buckets
@@ -39,15 +41,36 @@ def test_all_ways_give_the_same_bits(run_ranks, tmp_path, n):
     process = run_ranks(n, "ladder", tmp_path, programs=PROGRAMS)
     assert process.returncode == 0, process.stderr
     n_slices = sum(tensor.n_slices for tensor in parameter_layout(CONFIG))
-    messages = {"all-reduce": 1, "reduce-scatter": n_slices, "one message": 1, "overlapped": CONFIG.n_layers + 1}
+    buckets = CONFIG.n_layers + 1
+    messages = {"all-reduce": 1, "reduce-scatter": n_slices, "one message": 1, "overlapped": buckets}
     for rank in range(n):
         found = np.load(tmp_path / f"rank{rank}.npz")
         for turn in range(2):
-            mean = sum(random_flat(10 * turn + other).numpy() for other in range(n)) / np.float32(n)
-            own = np.concatenate([mean[s.offset : s.offset + s.size] for s in shards_of_rank(CONFIG, rank, n)])
-            for name in LADDER:
+            for name in WAYS:
+                whole = mean_of_ranks(turn, n, torch.bfloat16 if "bf16" in name else torch.float32)
+                own = np.concatenate([whole[shard.own] for shard in shards_of_rank(CONFIG, rank, n)])
                 assert np.array_equal(found[f"{name} {turn}"], own), name
-        assert {name: found[f"{name} messages"] for name in LADDER} == messages
+                assert np.array_equal(found[f"{name} {turn} whole"], whole), name
+        assert {name: found[f"{name} messages"] for name in WAYS} == messages | {"overlapped, bf16": buckets}
+
+
+def mean_of_ranks(turn: int, n: int, dtype: torch.dtype) -> np.ndarray:
+    """Return the mean of what the ranks have, each rounded to `dtype` first, and itself."""
+    parts = [random_flat(10 * turn + rank).to(dtype).float().numpy() for rank in range(n)]
+    return torch.from_numpy(sum(parts) / np.float32(n)).to(dtype).float().numpy()
+
+
+def test_gradients_sent_in_bf16_train_too(run_ranks, tmp_path):
+    write_shard(tmp_path / "tokens.bin", np.random.default_rng(0).integers(0, 10, 3000) ** 2)
+    settings = f"-i {tmp_path}/tokens.bin -j {tmp_path}/tokens.bin -e d2,h2,c16,t16,v100 -t 16 -d 128 -b 2 -x 20"
+    settings += " -k constant -l 0.01 -v 0 -s 0 -m 1 --device cpu"
+    process = run_ranks(2, "train", tmp_path, settings, *(f"{settings} -z {z} --grad-dtype bf16" for z in (0, 1)))
+    assert process.returncode == 0, process.stderr
+    exact, plain, zero1 = np.split(np.load(tmp_path / "outcomes.npy"), 3)
+    assert np.array_equal(plain, zero1)
+    assert not np.array_equal(plain, exact)
+    np.testing.assert_allclose(plain, exact, rtol=1e-2)
+    assert plain[-1, 0] < plain[0, 0] - 0.5
 
 
 def test_a_bucket_is_begun_once_and_before_it_is_waited_for():

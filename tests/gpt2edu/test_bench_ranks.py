@@ -16,16 +16,19 @@ TOY = "ranks --device cpu -e d2,h2,c32,t32,v256 -b 2 -t 16 -d 64 --engines torch
 
 def test_ranks_are_started_and_their_rows_kept(tmp_path, capfd):
     write_shard(tmp_path / "text.bin", np.random.default_rng(0).zipf(1.5, 4097) % 256)
-    text = f"-i {tmp_path}/text.bin -j {tmp_path}/text.bin -x 6 --text-batch 128 -v 6"
-    assert bench.main([*TOY.split(), *text.split(), "--output", str(tmp_path)]) == 0
-    (found,) = load_results("ranks", tmp_path)
+    text = f"-i {tmp_path}/text.bin -j {tmp_path}/text.bin -x 6 --text-batch 128 -v 6 --text-engine torch"
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert bench.main([*TOY.split(), *text.split(), "-n", "1", "--output", str(alone)]) == 0
+    earlier = ["--earlier", str(alone / "ranks.cpu.json")]
+    assert bench.main([*TOY.split(), *text.split(), "-n", "2", *earlier, "--output", str(both)]) == 0
+    (found,) = load_results("ranks", both)
     steps = [row for row in found.rows if row["op"] == "step"]
     assert [(row["shape"]["ranks"], row["shape"]["z"]) for row in steps] == [(1, 0), (2, 0), (2, 1)]
     for row in steps[1:]:
         assert row["efficiency"] == pytest.approx(steps[0]["median_ms"] / 2 / row["median_ms"], rel=1e-5)
         assert row["predicted_ms"] > steps[0]["median_ms"] / 2
     sending = {row["variant"]: row for row in found.rows if row["op"] == "sending"}
-    assert list(sending)[:2] == ["all-reduce", "reduce-scatter"] and len(sending) == 6
+    assert list(sending)[:2] == ["all-reduce", "reduce-scatter"] and len(sending) == 7
     one, half, two = (row for row in found.rows if row["op"] == "text_run")
     assert (one["shape"]["B"], half["shape"]["B"], two["shape"]["ranks"]) == (8, 4, 2)
     assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
