@@ -1,26 +1,32 @@
 """Compile many kernels at once, in processes of their own, before the first of them is launched.
 
 Numba compiles a kernel where it is launched first: one after another, and mostly in Python, so on one core. Here
-workers (`python -m kernels.precompile CAPABILITY`) read names of kernels, compile them without touching the GPU and
-leave them in the folder of `compile_cache`, where the launch finds them. What goes wrong there costs only time.
+workers read names of kernels, compile them without touching the GPU and leave them in the folder of `compile_cache`,
+where the launch finds them. What goes wrong in a worker costs only time.
+
+`python -m kernels.precompile` compiles all kernels for this machine's GPU, with `--capability 9.0` also without one.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from argparse import RawDescriptionHelpFormatter as RawText
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from tqdm import tqdm
+
 from kernels import SIMULATED
 from kernels.launch import Launch
-from kernels.registry import KernelEntry, registered
+from kernels.registry import KernelEntry, all_kernels, registered
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compile_in_processes(jobs: list[Job], n_workers: int) -> Iterator[Job]:
-    """Compile kernels for the current GPU and keep them on disk; yields each when a worker is done with it."""
+def current_capability() -> str:
+    """Return the compute capability of the current GPU, for example "9.0"."""
     from numba.cuda.dispatcher import get_current_device
 
-    capability = ".".join(map(str, get_current_device().compute_capability))
+    return ".".join(map(str, get_current_device().compute_capability))
+
+
+def compile_in_processes(jobs: list[Job], n_workers: int, capability: str) -> Iterator[Job]:
+    """Compile kernels for GPUs of this capability and keep them on disk; yields each when a worker is done with it."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     done: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: a worker has ended
     for job in jobs:
@@ -86,7 +96,7 @@ def compile_in_processes(jobs: list[Job], n_workers: int) -> Iterator[Job]:
 
 def _start_worker(capability: str) -> subprocess.Popen:
     """Start a worker that sees no GPU: a context on it would take memory."""
-    command = [sys.executable, "-m", "kernels.precompile", capability]
+    command = [sys.executable, "-m", "kernels.precompile", "--worker", "--capability", capability]
     package_parent = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "NUMBA_ENABLE_CUDASIM": "0", "PYTHONPATH": path}
@@ -138,9 +148,9 @@ def compile_and_keep(kernel, argument_types: tuple):
     return compiled
 
 
-def main(arguments: list[str]) -> None:
+def work(capability: str) -> None:
     """Compile what is asked for on standard input, a line each; answer with a line each."""
-    with pretend_gpu(tuple(map(int, arguments[0].split(".")))):
+    with pretend_gpu(tuple(map(int, capability.split(".")))):
         for line in sys.stdin:
             module, name, variant = line.split()
             importlib.import_module(module)
@@ -151,5 +161,40 @@ def main(arguments: list[str]) -> None:
             print("done", flush=True)
 
 
+# ---- the command ---------------------------------------------------------------------------------------------------
+
+
+def all_jobs(names: Sequence[str], family: str) -> list[Job]:
+    """Return the jobs of all kernels of an architecture in whose names one of `names` occurs, or of all if none is."""
+    return [
+        Job(entry.function.__module__, entry.name, variant)
+        for entry in all_kernels().values()
+        if family in entry.architectures and (not names or any(name in entry.name for name in names))
+        for variant in entry.signatures
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.precompile", description=__doc__, allow_abbrev=False, formatter_class=RawText
+    )
+    parser.add_argument("names", nargs="*", help="parts of names of kernels; by default all are compiled")
+    parser.add_argument("--capability", help="compute capability that is compiled for (default: this machine's GPU)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: %(default)s)")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.capability is None and SIMULATED:
+        parser.error("there is no GPU here: say for which one with --capability, for example --capability 9.0")
+    capability = options.capability or current_capability()
+    if options.worker:
+        work(capability)
+        return 0
+    jobs = all_jobs(options.names, "sm_90a" if capability == "9.0" else "sm_80")
+    for _ in tqdm(compile_in_processes(jobs, options.workers, capability), "compiling kernels", len(jobs)):
+        pass
+    return 0
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

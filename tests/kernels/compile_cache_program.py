@@ -16,7 +16,7 @@ from kernels.fingerprint import NoFingerprintError, fingerprint
 from kernels.intrinsics import device_operation, on_registers
 from kernels.launch import Launch
 from kernels.memory import cast_kernel, zero_kernel
-from kernels.precompile import compile_and_keep, compile_in_processes, missing, pretend_gpu
+from kernels.precompile import compile_and_keep, compile_in_processes, current_capability, missing, pretend_gpu
 from kernels.registry import kernel
 
 from numba.cuda import types  # isort: skip
@@ -166,7 +166,7 @@ def ahead(n_workers):
     ]
     with pretend_gpu((8, 0)):
         jobs = missing(launches)
-        done = list(compile_in_processes(jobs, int(n_workers)))
+        done = list(compile_in_processes(jobs, int(n_workers), current_capability()))
         names = [[f"{job.name} {job.variant}" for job in some] for some in (jobs, done, missing(launches))]
     return dict(zip(("missing", "done", "still"), names, strict=True))
 
