@@ -13,6 +13,7 @@ import torch
 from gpt2edu.bench_kernel_names import add_kernel_names, bench_kernel_names
 from gpt2edu.bench_kernels import add_kernels, bench_kernels, compare, report_problems
 from gpt2edu.bench_ranks import add_ranks, bench_ranks
+from gpt2edu.bench_sampling import add_sampling, bench_sampling
 from gpt2edu.bench_step import add_steps, bench_step, bench_train_loop
 from gpt2edu.bench_text_run import add_text_run, bench_text_run
 from gpt2edu.bench_timing import Plan, measure_ceilings
@@ -35,6 +36,7 @@ EXAMPLES = """examples:
   python -m gpt2edu.bench train_loop -b 16 -d 32768    the trainer against a bare PyTorch loop, small steps
   python -m gpt2edu.bench text_run -i "text_train_*.bin" -j "text_val_*.bin"
                                                        200 steps on real text with both engines, and their loss curves
+  python -m gpt2edu.bench sampling                     tokens a second at batch 1, ours and PyTorch's
   python -m gpt2edu.bench kernel_names                 what runs on the GPU in a training run, by name
   python -m gpt2edu.bench tune -e d24 -b 16             the matrix products of a model: measure and keep the best way
   python -m gpt2edu.bench ranks -n 1 2 4 8             steps of several GPUs, what they send, and what is hidden of it
@@ -48,6 +50,7 @@ BENCHES: dict[str, Callable[[argparse.Namespace, torch.device], list[Row]]] = {
     "step": bench_step,
     "text_run": bench_text_run,
     "kernel_names": bench_kernel_names,
+    "sampling": bench_sampling,
     "ranks": bench_ranks,
 }
 
@@ -68,10 +71,7 @@ def measure(arguments: argparse.Namespace) -> int:
             share = f", {row['torch_ratio']:.3f} of the baseline's speed" if "torch_ratio" in row else ""
             print(f"{row['op']} {row['variant']}: {row['median_ms']:.3f} ms{share}")
         ceilings = measure_ceilings(device, Plan())
-        if "matmul_tflop_per_s" in ceilings:
-            peak = ceilings["matmul_tflop_per_s"]
-            rows = [row | {"ceiling_share": row["tflop_per_s"] / peak} if "tflop_per_s" in row else row for row in rows]
-        print(write(arguments, device, arguments.action, rows, ceilings))
+        print(write(arguments, device, arguments.action, [with_share(row, ceilings) for row in rows], ceilings))
         return 0
     rows, problems, paths = [], [], []
     for measured in bench_kernels(arguments, device):
@@ -83,6 +83,14 @@ def measure(arguments: argparse.Namespace) -> int:
     print(*paths, sep="\n")
     report_problems(problems)
     return 0
+
+
+def with_share(row: Row, ceilings: dict[str, float]) -> Row:
+    """Return a row with its share of the ceiling, if there is one."""
+    for rate, ceiling in (("tflop_per_s", "matmul_tflop_per_s"), ("gb_per_s", "copy_gb_per_s")):
+        if rate in row and ceiling in ceilings:
+            return row | {"ceiling_share": row[rate] / ceilings[ceiling]}
+    return row
 
 
 def write(
@@ -110,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    others = add_text_run(actions), add_kernel_names(actions), add_ranks(actions)
+    others = add_sampling(actions), add_text_run(actions), add_kernel_names(actions), add_ranks(actions)
     for measurement in (*add_kernels(actions), *add_steps(actions), *others):
         measurement.add_argument("--device", help="cuda or cpu (default: what there is)")
         measurement.add_argument(

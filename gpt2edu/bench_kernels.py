@@ -159,6 +159,8 @@ def make_rows(case: Case, checked: Checked, timings: dict[str, Timing], ceilings
             row["ceiling_share"] = row["tflop_per_s" if case.flop else "gb_per_s"] / ceiling
         row |= {"torch_ms": torch_ms, "torch_ratio": torch_ms / median_ms}
         row |= {"max_error": checked.errors[name], "baseline_error": checked.baseline_error}
+        if case.memory and name in checked.peak_bytes:
+            row["peak_bytes"] = checked.peak_bytes[name]
         if timing.sustained_ms:
             row["sustained_ms"] = timing.sustained_ms
         rows.append(row)

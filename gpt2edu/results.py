@@ -45,6 +45,7 @@ ROW_OPTIONAL = {
     "torch_ratio": float,
     "floor_ms": float,  # the least possible, at the ceilings
     "sustained_ms": float,  # of a call in one long burst, at the clocks that the GPU can keep up
+    "peak_bytes": int,  # of a call, its buffers among it
     "max_error": float,
     "baseline_error": float,
     "predicted_ms": float,  # by gpt2edu.communication

@@ -34,5 +34,6 @@ OPS = {
     "matmul_forward": "matmul", "matmul_grad_input": "matmul", "matmul_grad_weight": "matmul",
     "matmul_grad_bias": "matmul", "matmul_bias_gelu": "matmul", "matmul_grad_input_gelu": "matmul",
     "attention_forward": "attention", "attention_backward": "attention",
+    "attention_decode": "attention",
 }  # fmt: skip
 """Single ops that can be asked for, and the group each belongs to."""

@@ -14,19 +14,26 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpt2edu.bench_ops.case import Buffers, Call, Case, Draw, Expected, Sizes, ladder
+from gpt2edu.bench_ops.case import Buffers, Call, Case, Draw, Expected, Sizes, ladder, launchers
 from kernels import attention
+
+LONGEST_PAIR = 4096  # of this length the squares of two sequences fit the memory, several times in float64
 
 
 def attention_cases(device: torch.device, sizes: Sizes) -> list[Case]:
-    """Forward and backward at GPT-2's length with the ladder, and at four times that length without."""
+    """Forward and backward at GPT-2's length with the ladder, and of as many tokens in longer texts; one query.
+
+    At four times the length only the last step for every GPU is measured beside the production kernels, at eight times
+    nothing else: the longest is there for its memory, which is that of the others if it grows with the tokens alone.
+    """
     B, T, C, H = sizes.B, sizes.T, sizes.C, sizes.H
-    longer = max(B // 4, 1), 4 * T
-    return [
-        make_case(device, b, t, C, H, steps)
-        for make_case in (_attention_forward, _attention_backward)
-        for b, t, steps in ((B, T, attention.LADDER), (*longer, []))
+    texts = [
+        (B, T, attention.LADDER),
+        (max(B // 4, 1), 4 * T, [attention.step5_swizzled]),
+        (max(B // 8, 1), 8 * T, []),
     ]
+    cases = [make(device, *text, C, H) for make in (_attention_forward, _attention_backward) for text in texts]
+    return cases + [_attention_decode(device, b, T, C, H) for b in (B, 1)]
 
 
 def _backends(device: torch.device) -> dict[str, SDPBackend]:
@@ -63,8 +70,13 @@ def _steps(steps: list[ModuleType], name: str) -> dict[str, tuple[Callable, Modu
     }
 
 
-def _attention_forward(device: torch.device, B: int, T: int, C: int, H: int, steps: list[ModuleType]) -> Case:
-    batch = torch.tensor([0, B - 1], device=device)  # the first and the last sequence are checked
+def _checked(device: torch.device, B: int, T: int) -> Tensor:
+    """Return the numbers of the sequences that are checked: the first and the last, or one whose square is large."""
+    return torch.tensor([0, B - 1] if T <= LONGEST_PAIR else [B - 1], device=device)
+
+
+def _attention_forward(device: torch.device, B: int, T: int, steps: list[ModuleType], C: int, H: int) -> Case:
+    batch = _checked(device, B, T)
 
     def make(draw: Draw) -> Buffers:
         logsumexp = draw.unwritten(B, H, T, dtype=torch.float32)
@@ -97,11 +109,12 @@ def _attention_forward(device: torch.device, B: int, T: int, C: int, H: int, ste
         arrange=lambda _b, out: (_merge([out]), None),
         flop=2 * B * T * T * C,
         sustained=True,
+        memory=True,
     )
 
 
-def _attention_backward(device: torch.device, B: int, T: int, C: int, H: int, steps: list[ModuleType]) -> Case:
-    batch = torch.tensor([0, B - 1], device=device)
+def _attention_backward(device: torch.device, B: int, T: int, steps: list[ModuleType], C: int, H: int) -> Case:
+    batch = _checked(device, B, T)
 
     def make(draw: Draw) -> Buffers:
         b = Buffers(qkv=draw.normal(B, T, 3 * C), out=draw.unwritten(B, T, C), grad_out=draw.normal(B, T, C))
@@ -143,4 +156,41 @@ def _attention_backward(device: torch.device, B: int, T: int, C: int, H: int, st
         arrange=lambda _b, grads: (_merge(grads),),
         flop=5 * B * T * T * C,
         sustained=True,
+        memory=True,
+    )
+
+
+def _attention_decode(device: torch.device, B: int, T: int, C: int, H: int) -> Case:
+    """One query a head, at the end of T keys: what must be moved is those keys and values."""
+    D = C // H
+
+    def make(draw: Draw) -> Buffers:
+        position = torch.tensor([T - 1], dtype=torch.int32, device=device)
+        scratch = draw.unwritten(attention.attention_decode_scratch_size(B, T, H, D), dtype=torch.float32)
+        return Buffers(qkv=draw.normal(B, T, 3 * C), out=draw.unwritten(B, C), scratch=scratch, position=position)
+
+    def attend(b: Buffers) -> Tensor:
+        q, k, v = _split(b.qkv, H)
+        return functional.scaled_dot_product_attention(q[:, :, -1:], k, v).view(B, C)
+
+    def theirs(backend: SDPBackend) -> Callable[[Buffers], Call]:
+        def call(b: Buffers) -> Tensor:
+            with sdpa_kernel(backend):
+                return attend(b)
+
+        return lambda b: lambda: call(b)
+
+    def reference(b: Buffers) -> tuple[Expected, ...]:
+        return (Expected(attend(Buffers(qkv=b.qkv.double()))),)
+
+    backends = {name: backend for name, backend in _backends(device).items() if name != "cudnn"}  # refuses one query
+    return Case(
+        op="attention_decode",
+        shape={"B": B, "T": T, "H": H, "D": D},
+        make=make,
+        outputs=("out",),
+        ours=launchers({"production": attention.attention_decode}, lambda b: (b.out, b.scratch, b.qkv, H, b.position)),
+        theirs={name: theirs(backend) for name, backend in backends.items()},
+        reference=reference,
+        n_bytes=2 * B * T * C * torch.bfloat16.itemsize,
     )

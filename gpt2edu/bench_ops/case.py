@@ -7,8 +7,9 @@ kernel for the same dtype, or a few roundings of the largest value where PyTorch
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -110,6 +111,7 @@ class Case:
         n_bytes: that the op has to move.
         flop: that the op has to do; one of the two is given.
         sustained: also measure one long burst.
+        memory: also keep the most memory that a call takes, its buffers among it.
     """
 
     op: str
@@ -124,6 +126,7 @@ class Case:
     flop: int = 0
     dtype: str = "bf16"
     sustained: bool = False
+    memory: bool = False
 
     def __str__(self) -> str:
         """Return the op with its shape."""
@@ -174,6 +177,7 @@ class Checked:
 
     errors: dict[str, float] = field(default_factory=dict)  # of the first output, by variant
     baseline_error: float = 0.0  # of the first output, the greatest of PyTorch's variants
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # by variant, on a GPU
     refused: dict[str, str] = field(default_factory=dict)  # variants that do not take this case, and why
     wrong: dict[str, str] = field(default_factory=dict)  # variants whose error is too large, and where
 
@@ -184,21 +188,24 @@ def check(case: Case, device: torch.device, stream: Any) -> Checked:
     expected = case.reference(case.make(Draw(device)))
     baseline = [0.0] * len(expected)
     for name, variant in case.theirs.items():
-        buffers = case.make(Draw(device))
-        results = case.arrange(buffers, variant(buffers)())
+        with _peak_bytes(device, found.peak_bytes, name):
+            buffers = case.make(Draw(device))
+            results = variant(buffers)()
+        results = case.arrange(buffers, results)
         errors = [_error(result, wanted) for result, wanted in zip(results, expected, strict=True)]
         found.errors[name] = errors[0]
         baseline = [max(pair) for pair in zip(baseline, errors, strict=True)]
         del results, buffers
     found.baseline_error = baseline[0]
     for name, variant in case.ours.items():
-        buffers = case.make(Draw(device))
-        try:
-            launches = variant(buffers, stream)
-        except ValueError as refusal:  # launchers say so before anything is launched
-            found.refused[name] = str(refusal)
-            continue
-        launches()
+        with _peak_bytes(device, found.peak_bytes, name):
+            buffers = case.make(Draw(device))
+            try:
+                launches = variant(buffers, stream)
+            except ValueError as refusal:  # launchers say so before anything is launched
+                found.refused[name] = str(refusal)
+                continue
+            launches()
         results = [getattr(buffers, output) for output in case.outputs]
         found.errors[name] = _error(results[0], expected[0])
         problems = [
@@ -209,6 +216,18 @@ def check(case: Case, device: torch.device, stream: Any) -> Checked:
         if problems:
             found.wrong[name] = "; ".join(problems)
     return found
+
+
+@contextlib.contextmanager
+def _peak_bytes(device: torch.device, peaks: dict[str, int], name: str) -> Iterator[None]:
+    """Keep the most bytes of a GPU's memory that were taken meanwhile."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    yield
+    peaks[name] = torch.cuda.max_memory_allocated(device) - before
 
 
 def _error(result: Tensor | None, expected: Expected) -> float:
