@@ -32,7 +32,7 @@ from gpt2edu.bench_text_run import distance, text_run
 from gpt2edu.bench_timing import time_interleaved
 from gpt2edu.communication import INFINIBAND, Cluster, link_of_gpu, predict, ring_seconds, step_traffic
 from gpt2edu.config import ModelConfig
-from gpt2edu.distributed import Communicator, make_communicator
+from gpt2edu.distributed import Communicator, make_communicator, rank_zero_print
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
 from gpt2edu.flops import flop_per_token, mfu
 from gpt2edu.machine import find_mpiexec
@@ -110,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for engine in arguments.engines:
             for zero_stage in arguments.zero_stages if ranks.world_size > 1 else [0]:
                 rows.append(step_row(arguments, device, ranks, engine, zero_stage))
+                rank_zero_print(ranks, json.dumps(rows[-1]))  # should the next one fail
                 gc.collect()  # an engine's graphs hold its memory in a circle
         if arguments.train_pattern:
             rows += text_rows(arguments, device, ranks)
