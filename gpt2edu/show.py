@@ -154,6 +154,9 @@ def show_tokens(tokenizer: Any, text: str) -> Tokens:
     return Tokens(tokenizer, text)
 
 
+RATE = 6  # its place among the columns of `show_results`
+
+
 def show_results(name: str, op: str | None = None, *, gpu: str | None = None) -> Table:
     """Return the measured rows of `book/results/<name>.<gpu>.json` as a table, one line a variant.
 
@@ -171,7 +174,10 @@ def show_results(name: str, op: str | None = None, *, gpu: str | None = None) ->
         rows += [[results.gpu, *_cells(row)] for row in wanted]
     if not rows:
         return Table(["results"], [[f"{name}: not measured yet"]])
-    header = ["GPU", "op", "variant", "dtype", "shape", "ms (median)", "rate", "of ceiling", "over torch"]
+    units = {row[RATE].partition(" ")[2] for row in rows}
+    unit = units.pop() if len(units) == 1 else ""
+    rows = [[*row[:RATE], row[RATE].removesuffix(f" {unit}"), *row[RATE + 1 :]] for row in rows]
+    header = ["GPU", "op", "variant", "dtype", "shape", "ms (median)", unit or "rate", "of ceiling", "over torch"]
     shared = [column for column in (1, 3, 4) if len({row[column] for row in rows}) == 1]
     common = ", ".join(rows[0][column] for column in shared)
     hidden = {*shared, *([0] if len(measured) == 1 else [])}  # said once, in the caption

@@ -91,11 +91,14 @@ class Browser:
         """Write the page from top to end as PNG files of at most `TALLEST` pixels: `path`, then `path` with 2, 3, ..."""
         size = self.call("Page.getLayoutMetrics")
         width, height = size["cssLayoutViewport"]["clientWidth"], int(size["cssContentSize"]["height"])
+        self.resize(width, min(height, TALLEST))
         for number, top in enumerate(range(0, height, TALLEST), start=1):
-            clip = {"x": 0, "y": top, "width": width, "height": min(TALLEST, height - top), "scale": 1}
-            image = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+            self.evaluate(f"scrollTo({{top: {top}, behavior: 'instant'}})")  # the last one overlaps with the one before
+            image = self.call("Page.captureScreenshot")["data"]
             name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
             name.write_bytes(base64.b64decode(image))
+        self.evaluate("scrollTo({top: 0, behavior: 'instant'})")
+        self.resize(width)
 
     def problems(self) -> list[str]:
         """Return what went wrong on this page: errors in the console, failed loads, requests to other hosts."""

@@ -94,8 +94,8 @@ def test_show_results_prints_what_the_file_says(tmp_path, monkeypatch):
     assert show_results("train_loop").rows == [["train_loop: not measured yet"]]
     write_results("train_loop", [row], {}, gpu="NVIDIA H200", driver="580", command="x", folder=tmp_path)
     table = show_results("train_loop", "step", gpu="H200")
-    assert table.header == ["variant", "ms (median)", "rate", "of ceiling", "over torch"]
-    assert table.rows == [["production", "1,045.000", "400 TFLOP/s", "", "0.994"]]
+    assert table.header == ["variant", "ms (median)", "TFLOP/s", "of ceiling", "over torch"]
+    assert table.rows == [["production", "1,045.000", "400", "", "0.994"]]
     assert "Measured on NVIDIA H200 (driver 580," in table.caption
     assert table.caption.endswith(": step, bf16, B=64, T=1024.")
     write_results("train_loop", [row | {"op": "gelu"}], {}, gpu="A100", driver="580", command="x", folder=tmp_path)
@@ -103,6 +103,10 @@ def test_show_results_prints_what_the_file_says(tmp_path, monkeypatch):
         ["A100", "gelu", "production"],
         ["NVIDIA H200", "step", "production"],
     ]
+    mixed = row | {"op": "gelu", "gb_per_s": 2000.0}
+    write_results("train_loop", [row, mixed], {}, gpu="A100", driver="580", command="x", folder=tmp_path)
+    table = show_results("train_loop", gpu="A100")
+    assert table.header[3] == "rate" and [line[3] for line in table.rows] == ["400 TFLOP/s", "2,000 GB/s"]
     assert show_results("train_loop", "adamw").rows == [["train_loop: not measured yet"]]
 
 
