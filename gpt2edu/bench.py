@@ -14,6 +14,7 @@ from gpt2edu.bench_kernel_names import add_kernel_names, bench_kernel_names
 from gpt2edu.bench_kernels import add_kernels, bench_kernels, compare, report_problems
 from gpt2edu.bench_ranks import add_ranks, bench_ranks
 from gpt2edu.bench_sampling import add_sampling, bench_sampling
+from gpt2edu.bench_start_up import add_start_up, bench_start_up
 from gpt2edu.bench_step import add_steps, bench_step, bench_train_loop
 from gpt2edu.bench_text_run import add_text_run, bench_text_run
 from gpt2edu.bench_timing import Plan, measure_ceilings
@@ -38,6 +39,7 @@ EXAMPLES = """examples:
                                                        200 steps on real text with both engines, and their loss curves
   python -m gpt2edu.bench sampling                     tokens a second at batch 1, ours and PyTorch's
   python -m gpt2edu.bench kernel_names                 what runs on the GPU in a training run, by name
+  python -m gpt2edu.bench start_up                     how long the first step takes, cold and with kept kernels
   python -m gpt2edu.bench tune -e d24 -b 16             the matrix products of a model: measure and keep the best way
   python -m gpt2edu.bench ranks -n 1 2 4 8             steps of several GPUs, what they send, and what is hidden of it
   python -m gpt2edu.bench stamp results/*.json         take over files measured on a machine without git
@@ -50,6 +52,7 @@ BENCHES: dict[str, Callable[[argparse.Namespace, torch.device], list[Row]]] = {
     "step": bench_step,
     "text_run": bench_text_run,
     "kernel_names": bench_kernel_names,
+    "start_up": bench_start_up,
     "sampling": bench_sampling,
     "ranks": bench_ranks,
 }
@@ -118,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    others = add_sampling(actions), add_text_run(actions), add_kernel_names(actions), add_ranks(actions)
+    others = [add(actions) for add in (add_sampling, add_text_run, add_kernel_names, add_start_up, add_ranks)]
     for measurement in (*add_kernels(actions), *add_steps(actions), *others):
         measurement.add_argument("--device", help="cuda or cpu (default: what there is)")
         measurement.add_argument(
