@@ -41,7 +41,7 @@ EXAMPLES = """examples:
   python -m gpt2edu.bench kernel_names                 what runs on the GPU in a training run, by name
   python -m gpt2edu.bench start_up                     how long the first step takes, cold and with kept kernels
   python -m gpt2edu.bench tune -e d24 -b 16             the matrix products of a model: measure and keep the best way
-  python -m gpt2edu.bench ranks -n 1 2 4 8             steps of several GPUs, what they send, and what is hidden of it
+  python -m gpt2edu.bench ranks                        steps of several GPUs, what they send, and what is hidden of it
   python -m gpt2edu.bench stamp results/*.json         take over files measured on a machine without git
   python -m gpt2edu.bench readme                       write the results table in README.md anew
 """

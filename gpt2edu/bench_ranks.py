@@ -52,7 +52,7 @@ def add_ranks(actions: Any) -> argparse.ArgumentParser:
     parser = actions.add_parser("ranks", help="steps and communication of several GPUs", allow_abbrev=False)
     add_shape_options(parser)
     option = parser.add_argument
-    option("-n", "--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks to start (default 1 2)")
+    option("-n", "--ranks", type=int, nargs="+", help="numbers of ranks to start (default: 1 2 4 8, as far as GPUs go)")
     option("--engines", nargs="*", default=["numba", "torch"], choices=("numba", "torch"), help="default both")
     option("-z", "--zero-stages", type=int, nargs="+", default=[0, 1], choices=(0, 1), help="default 0 1")
     option("--blocks", type=int, default=2, help="turns of each kind of step (default %(default)s)")
@@ -76,7 +76,8 @@ def bench_ranks(arguments: argparse.Namespace, device: torch.device) -> list[Row
         UsageError: there are fewer GPUs.
         Gpt2EduError: ranks failed.
     """
-    n_gpus = torch.cuda.device_count()
+    n_gpus = torch.cuda.device_count() if device.type == "cuda" else 2
+    arguments.ranks = arguments.ranks or [n for n in (1, 2, 4, 8) if n <= n_gpus]
     if device.type == "cuda" and max(arguments.ranks) > n_gpus:
         raise UsageError(f"-n {max(arguments.ranks)}: this machine has {n_gpus} GPUs")
     rows = [row for path in arguments.earlier for row in read_results(path).rows]

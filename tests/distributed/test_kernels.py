@@ -25,7 +25,7 @@ def train(run_ranks, tmp_path_factory):
     def run(n: int, *runs: str) -> tuple[np.ndarray, list[int]]:
         folder = tmp_path_factory.mktemp("outcomes")
         lines = [f"{settings} {line}" for line in runs]
-        process = run_ranks(n, "kernels", folder, *lines, NUMBA_ENABLE_CUDASIM="1")
+        process = run_ranks(n, "kernels", folder, *lines, NUMBA_ENABLE_CUDASIM="1", limit_s=150)
         assert process.returncode == 0, process.stderr
         n_bytes = [int(n) for n in re.findall(r"rank \d+ has (\d+) bytes", process.stderr)]
         return np.load(folder / "outcomes.npy"), n_bytes
