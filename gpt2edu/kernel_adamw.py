@@ -11,6 +11,7 @@ Source: Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Tril
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from torch import Tensor
 
 from gpt2edu.config import ModelConfig
 from gpt2edu.distributed import Communicator
-from gpt2edu.optimizer import BETAS, EPSILON
+from gpt2edu.optimizer import BETAS, EPSILON, merge_shards
 from gpt2edu.parameters import Shard, n_parameters, parameter_layout, shards_of_rank
 from gpt2edu.state_file import ROUNDING_SEED
 from kernels.adamw import adamw_update, round_weights
 from kernels.global_norm import squared_norm, sum_scratch_size
+from kernels.launch import Launch, Prepared
 from kernels.memory import cast
 
 
@@ -83,8 +85,20 @@ class KernelAdamW:
         self._update_bounds, self._rounding_pieces = self._places(n, n_ranks, device)
         self._decay: dict[float, Tensor] = {}  # of each tensor, by the weight decay of the run
         self._sum_squares = squared_norm.prepare(squared_1, zeros(sum_scratch_size(n)), self._own_gradients)
+        self._round_vectors = self._prepare_vectors() if bf16 else Prepared([])
         self._rounding_seed: int | None = None  # of the last update
         self._published_version = -1
+
+    def _prepare_vectors(self) -> Prepared:
+        """Return the launches that round the master weights of layernorms and biases to nearest.
+
+        A layernorm's weight is near 1, where bfloat16 has steps of 1/128, and scales a whole channel: its noise would
+        be the largest in the model. With the master weights at hand nothing is lost by rounding to nearest.
+        """
+        in_state = self.shards if self.sharded else shards_of_rank(self._config, 0, 1)
+        vectors = [span for span in merge_shards(in_state) if not span.decayed]
+        places = [slice(span.state_offset, span.state_offset + span.size) for span in vectors]
+        return Prepared(itertools.chain(*(cast.prepare(self._rounded[s], self.master[s]) for s in places)))
 
     def _places(self, n: int, n_ranks: int, device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return where each tensor starts in the state, and where each piece of it starts there and in the model."""
@@ -108,7 +122,14 @@ class KernelAdamW:
     def update(self, learning_rate: float, weight_decay: float, grad_scale: float, step: int) -> None:
         """Take an AdamW step, one launch for all tensors; an element's rounding depends on its place and the step."""
         self._rounding_seed = ROUNDING_SEED + step
-        adamw_update(
+        self._prepare_update(learning_rate, weight_decay, grad_scale, step)()
+        if self.sharded:
+            self._publish_shards()
+        else:
+            self._round_vectors()
+
+    def _prepare_update(self, learning_rate: float, weight_decay: float, grad_scale: float, step: int) -> Prepared:
+        return adamw_update.prepare(
             self.parameters if self._bf16 and not self.sharded else None,
             self.master,
             self._m,
@@ -121,10 +142,12 @@ class KernelAdamW:
             EPSILON,
             grad_scale,
             step,
-            self._rounding_seed,
+            ROUNDING_SEED + step,
         )
-        if self.sharded:
-            self._publish_shards()
+
+    def launches(self) -> list[Launch]:
+        """Return a step's launches, to be compiled; they are not to be launched."""
+        return [*self._sum_squares, *self._prepare_update(0.0, 0.0, 1.0, 1), *self._round_vectors]
 
     def _decay_of_tensors(self, weight_decay: float) -> Tensor:
         """Return each tensor's weight decay on the device; it is sent there once."""
@@ -162,6 +185,7 @@ class KernelAdamW:
             cast(self._rounded, self.master)
         else:
             round_weights(self._rounded, self.master, *self._rounding_pieces, self._rounding_seed)
+            self._round_vectors()
 
     def fill(self, flat: Tensor) -> None:
         """Take over weights (n,) fp32, on any device; every rank has the same."""

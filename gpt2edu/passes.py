@@ -21,7 +21,7 @@ from kernels.classifier import fused_classifier
 from kernels.encoder import encoder_backward, encoder_forward
 from kernels.gelu import gelu_forward
 from kernels.launch import Prepared
-from kernels.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
+from kernels.layernorm import layernorm_backward, layernorm_forward
 from kernels.matmul import matmul_forward, matmul_grad_bias, matmul_grad_input, matmul_grad_weight
 
 
@@ -104,19 +104,17 @@ class Passes:
         a, w = self.a, self.w
         self._do(matmul_forward, a.qkv[n], self._kept(a.ln1, n), w.qkvw[n], w.qkvb[n])
         self._do(attention_forward, a.mixed[n], a.logsumexp[n], a.scratch, a.qkv[n])
-        self._do(matmul_forward, a.branch, a.mixed[n], w.attprojw[n], w.attprojb[n])
+        self._do(matmul_forward, a.middle[n], a.mixed[n], w.attprojw[n], w.attprojb[n], residual_MN=a.residual[n])
         outputs = self._kept(a.ln2, n), a.ln2_mean[n], a.ln2_rstd[n]
-        inputs = a.residual[n], a.branch
-        self._do(residual_layernorm_forward, a.middle[n], *outputs, *inputs, w.ln2w[n], w.ln2b[n])
+        self._do(layernorm_forward, *outputs, a.middle[n], w.ln2w[n], w.ln2b[n])
 
     def _mlp_forward(self, n: int) -> None:
         a, w = self.a, self.w
         activated = self._kept(a.activated, n)
         expand = activated, self._kept(a.ln2, n), w.fcw[n], w.fcb[n]
         self._do(matmul_forward, *expand, pre_activation_MN=a.expanded[n])
-        self._do(matmul_forward, a.branch, activated, w.fcprojw[n], w.fcprojb[n])
-        outputs, weights = self._norm_outputs(n + 1), self._norm_weights(n + 1)
-        self._do(residual_layernorm_forward, a.residual[n + 1], *outputs, a.middle[n], a.branch, *weights)
+        self._do(matmul_forward, a.residual[n + 1], activated, w.fcprojw[n], w.fcprojb[n], residual_MN=a.middle[n])
+        self._do(layernorm_forward, *self._norm_outputs(n + 1), a.residual[n + 1], *self._norm_weights(n + 1))
 
     def _norm_outputs(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return output, mean and one over the deviation of the norm before layer n; the last is before the head."""

@@ -8,6 +8,7 @@ from kernels.attention import reference as attention
 from kernels.gelu import gelu_backward, gelu_forward
 from kernels.host import from_bf16, to_bf16
 from kernels.launch import as_array
+from kernels.residual import residual_forward
 
 
 def value(array):
@@ -34,9 +35,12 @@ def on_host(function):
 
 
 @on_host
-def matmul_forward(out, inp, weight, bias=None, pre_activation_MN=None):
+def matmul_forward(out, inp, weight, bias=None, pre_activation_MN=None, residual_MN=None):
     product = rows(inp) @ rows(weight).T + (0 if bias is None else value(bias))
-    if pre_activation_MN is None:
+    if residual_MN is not None:
+        put(out, product)
+        residual_forward(out, out, as_array(residual_MN, "residual_MN"))
+    elif pre_activation_MN is None:
         put(out, product)
     else:
         before = as_array(pre_activation_MN, "pre_activation_MN")

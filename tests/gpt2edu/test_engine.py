@@ -19,6 +19,7 @@ from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.engine import refuse
 from gpt2edu.errors import UsageError
 from gpt2edu.model import GPT2
+from gpt2edu.parameters import parameter_layout
 from gpt2edu.sample import generate
 from gpt2edu.shards import write_shard
 from gpt2edu.torch_engine import TorchEngine
@@ -101,7 +102,9 @@ def test_two_runs_and_a_resume_have_the_same_bits_in_bf16(quick):
     assert take_step(first, 3) == take_step(resumed, 3)
     assert same_bits(first, resumed)
     nearest = first.flat_parameters.to(torch.bfloat16)
-    assert 0.2 < (first._read_parameters != nearest).float().mean() < 0.6  # it is rounded stochastically
+    for tensor in parameter_layout(CONFIG):
+        share = (tensor.view(first._read_parameters) != tensor.view(nearest)).float().mean()
+        assert 0.1 < share < 0.6 if tensor.decayed else share == 0, tensor.name  # vectors are rounded to nearest
 
 
 def test_a_training_run_resumed_from_a_checkpoint_writes_the_same_files(quick, tmp_path, monkeypatch, capsys):
