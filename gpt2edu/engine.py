@@ -34,6 +34,7 @@ from kernels import SIMULATED
 from kernels.architecture import force_architecture
 from kernels.global_norm import sum_scratch_size, total
 from kernels.launch import Prepared
+from kernels.matmul import tuning
 from kernels.memory import zero
 from kernels.token_plan import plan_token_gradient
 
@@ -104,6 +105,8 @@ class NumbaEngine:
             else "compiled for this GPU when first used, which takes about 20 s"
         )
         self.notes = [f"precision: {reason}", f"kernels: {where}"]
+        if not SIMULATED:
+            self.notes.append(tuning.describe(torch.cuda.get_device_name(device)))
         self._sums = torch.zeros(2, device=device)  # the losses' and the squared gradients', for one copy to the host
         bf16 = self.dtype == "bf16"
         try:

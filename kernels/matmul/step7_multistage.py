@@ -59,7 +59,7 @@ PENDING = AHEAD - 1  # of these, those that may still be under way when the next
 RING_BYTES = STAGES * STAGE_BYTES
 LAST_STAGE = RING_BYTES - STAGE_BYTES
 SHARED_BYTES = RING_BYTES + BLOCK // 32 * PATCH_BYTES
-GROUPS = (16, 4, 8, 32)
+GROUPS = (16, 8, 32)
 """Rows of tiles that are done column by column, so that blocks running side by side read the same operands."""
 SLICES_TRIED = 4
 WORD = 0xFFFFFFFF
