@@ -2,7 +2,8 @@
 
 PyTorch gives the memory and moves it; every number is computed by a function of `kernels`. A batch's launches are
 prepared once for its shape (`gpt2edu.passes`), captured in a CUDA graph and replayed. In bf16 the weights that the
-kernels read are a bfloat16 copy of the fp32 master weights, rounded stochastically at every update (`kernel_adamw`).
+kernels read are a bfloat16 copy of the fp32 master weights: at every update matrices are rounded stochastically,
+vectors to nearest (`kernel_adamw`).
 
 Shape suffix legend: B batch, T time, P padded vocabulary.
 """
@@ -26,6 +27,7 @@ from gpt2edu.distributed import Communicator
 from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.generation import SampleModel
 from gpt2edu.kernel_adamw import KernelAdamW
+from gpt2edu.kernel_start import compile_ahead
 from gpt2edu.parameters import parameter_layout
 from gpt2edu.passes import Passes
 from gpt2edu.replay import Replay, Uploader
@@ -102,7 +104,7 @@ class NumbaEngine:
         where = (
             "simulated on the CPU, slowly: for tiny models only"
             if SIMULATED
-            else "compiled for this GPU when first used, which takes about 20 s"
+            else "compiled for this GPU when first used, and kept on disk"
         )
         self.notes = [f"precision: {reason}", f"kernels: {where}"]
         if not SIMULATED:
@@ -150,12 +152,16 @@ class NumbaEngine:
         pieces = passes.micro_step_by_layer(1 / (B * T * n_micro_steps)) if n_micro_steps else [passes.evaluation()]
         if self.communicator.world_size == 1:
             pieces = [Prepared(itertools.chain(*pieces))]
+        embedding_gradient, zero_losses = passes.embedding_gradient(), zero.prepare(activations.losses)
+        sum_losses = total.prepare(self._sums[:1], self._sums.new_empty(sum_scratch_size(B * T)), activations.losses)
+        of_steps = [self._start_step, zero_losses, embedding_gradient, sum_losses, self._adamw.launches()]
+        compile_ahead(itertools.chain(*pieces, *(of_steps if n_micro_steps else [])), self.communicator)
         self._prepared[shape] = Batch(
             activations,
             [Replay(piece, self._stream) for piece in pieces],
-            Replay(passes.embedding_gradient(), self._stream),
-            zero.prepare(activations.losses),
-            total.prepare(self._sums[:1], self._sums.new_empty(sum_scratch_size(B * T)), activations.losses),
+            Replay(embedding_gradient, self._stream),
+            zero_losses,
+            sum_losses,
             n_tokens=B * T * (n_micro_steps or 1),
         )
         if len(self._prepared) > MAX_SHAPES:

@@ -55,6 +55,10 @@ def _name(value: object) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
+def _is_own_module(value: object) -> bool:
+    return isinstance(value, ModuleType) and _root(value.__name__) not in _BY_VERSION
+
+
 def _names_in(code: CodeType) -> Iterator[str]:
     """Give the names of globals and attributes in a function and in those inside it."""
     yield from code.co_names
@@ -106,8 +110,7 @@ class _Description:
         if isinstance(value, ir.Type):
             return "llvm type", _name(type(value)), str(value)
         if isinstance(value, CUDADispatcher):
-            options = {name: option for name, option in value.targetoptions.items() if name != "extensions"}
-            return "jit", self.of(value.py_func), self.of(sorted(options.items()))
+            return "jit", self.of(value.py_func), self.of(sorted(value.targetoptions.items()))
         if isinstance(value, _Intrinsic):
             return "intrinsic", self.of(value._defn), repr(value._prefer_literal)
         if isinstance(value, functools._lru_cache_wrapper):
@@ -119,8 +122,6 @@ class _Description:
                 return "name", _name(value)
         elif isinstance(value, SimpleNamespace) or _root(type(value).__module__) == "kernels":
             return "object", _name(type(value)), self.of(vars(value))
-        elif _root(type(value).__module__) in _BY_VERSION and hasattr(value, "__name__"):
-            return "name", str(getattr(value, "__module__", "")), value.__name__
         raise NoFingerprintError(f"{type(value).__name__} {value!r}")
 
     def _code(self, code: CodeType) -> tuple:
@@ -134,13 +135,11 @@ class _Description:
         names = sorted(set(_names_in(function.__code__)))
         captured = [cell.cell_contents for cell in function.__closure__ or ()]
         used = {name: function.__globals__[name] for name in names if name in function.__globals__}
-        members = {
-            f"{module.__name__}.{name}": getattr(module, name)
-            for module in {id(v): v for v in (*used.values(), *captured) if isinstance(v, ModuleType)}.values()
-            if _root(module.__name__) not in _BY_VERSION
-            for name in names
-            if hasattr(module, name)
-        }
+        members, modules = {}, [value for value in (*used.values(), *captured) if _is_own_module(value)]
+        for module in modules:  # grows
+            found = {f"{module.__name__}.{name}": getattr(module, name) for name in names if hasattr(module, name)}
+            members |= found
+            modules += [value for value in found.values() if _is_own_module(value) and value not in modules]
         unknown = [name for name in names if name not in used and hasattr(builtins, name)]
         parts = function.__code__, function.__defaults__, function.__kwdefaults__, captured, used, members, unknown
         return ("function", _name(function), *map(self.of, parts))

@@ -4,13 +4,15 @@
 `ahead` lets workers compile what launches need.
 """
 
+import functools
 import json
 import sys
 from types import SimpleNamespace
 
 import numpy as np
-from numba import cuda, float32, int32
+from numba import cuda, float32, int32, njit
 
+import kernels
 from kernels import ptx
 from kernels.fingerprint import NoFingerprintError, fingerprint
 from kernels.intrinsics import device_operation, on_registers
@@ -67,6 +69,10 @@ def uses_global(x):
     x[0] = SCALE * VALUES[1]
 
 
+def uses_nested_module(x):
+    x[0] = kernels.ptx.float_bits(x[0])
+
+
 def calls_itself(n):
     return 1 if n == 0 else calls_itself(n - 1)
 
@@ -112,12 +118,18 @@ def fingerprints():
     found["other values of a global array"] = fingerprint(uses_global)
     original, ptx.float_bits = ptx.float_bits, make_operation("neg.f32")
     found["member of a module set anew"] = fingerprint(make(2, None, ptx))
+    found["member of a module in a module set anew"] = fingerprint(uses_nested_module)
     ptx.float_bits = original
-    try:
-        fingerprint(make(2, iter([1])))
-    except NoFingerprintError as problem:
-        found["what has none"] = str(problem)
+    found["member of a module in a module"] = fingerprint(uses_nested_module)
+    found["none"] = [_why_none(helper) for helper in (iter([1]), njit(lambda x: x), functools.partial(print, 2))]
     return found
+
+
+def _why_none(helper):
+    try:
+        return f"it has one: {fingerprint(make(2, helper))}"
+    except NoFingerprintError as problem:
+        return str(problem)
 
 
 class NoContext:
