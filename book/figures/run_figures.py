@@ -30,15 +30,13 @@ def stages_figure() -> str:
     shapes = []
     for place, (name, product) in enumerate(STAGES):
         y = 16 + place * 44
+        shapes.append(text_at(44, y + 20, str(place + 1), "middle", QUIET))
         shapes.append(named_box(70, y, 110, name, LIT))
         shapes.append(arrow(184, y + 15, 232, y + 15))
         shapes.append(named_box(238, y, 190, product, PALE, 13))
         shapes.append(named_box(450, y, 90, f"{name}.json", DIM, 12))
         if place:
             shapes.append(arrow(125, y - 13, 125, y - 1))
-    shapes.append(text_at(42, 36, "1", "middle", QUIET))
-    shapes.append(text_at(42, 212, "5", "middle", QUIET))
-    shapes.append(arrow(42, 46, 42, 194))
     note = "right: the stamp of each stage; a stage with its stamp is not done again"
     shapes.append(text_at(280, 252, note, "middle", QUIET, 13))
     return drawing(266, "Five stages, one after the other: data, train, evaluate, sample, report", shapes)
