@@ -1,5 +1,6 @@
 """Every way to average gradients gives the same bits, in the messages that it promises."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,19 @@ import torch
 from averaging_programs import WAYS
 from rank_programs import CONFIG, random_flat
 
+import kernels
+from gpt2edu import passes
 from gpt2edu.averaging import LADDER, Overlapped, cut_into_buckets
-from gpt2edu.config import ModelConfig
+from gpt2edu.config import ModelConfig, TrainConfig
 from gpt2edu.distributed import SingleProcess
+from gpt2edu.engine import NumbaEngine
+from gpt2edu.model import GPT2
 from gpt2edu.parameters import n_parameters, parameter_layout, shards_of_rank
 from gpt2edu.shards import write_shard
+from gpt2edu.torch_engine import TorchEngine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "gpt2edu"))
+from host_operations import HOST_OPERATIONS
 
 PROGRAMS = Path(__file__).with_name("averaging_programs.py")
 
@@ -87,6 +96,37 @@ def test_a_bucket_is_begun_once_and_before_it_is_waited_for():
     assert said == ["begin 1"]
     averaging.finish()
     assert said[1:] == ["begin 0", "begin None", "complete 1", "complete 0", "complete None"]
+
+
+@pytest.mark.parametrize("kind", [TorchEngine, NumbaEngine])
+def test_a_layer_is_sent_while_backward_goes_on(kind, monkeypatch):
+    for name, operation in HOST_OPERATIONS.items() if kernels.SIMULATED else ():
+        monkeypatch.setattr(passes, name, operation)
+    begun = []  # of each bucket, the layers that had gradients then
+
+    class OneOfTwo(SingleProcess):
+        world_size = 2
+
+        def begin_reduce_scatter_mean(self, flat, shards):
+            begun.append([n for n, layer in enumerate(qkvw.view(flat)) if layer.any()])
+            return lambda: None
+
+    config = ModelConfig.from_descriptor("d2,h2,c16,t8,v61")
+    (qkvw,) = (tensor for tensor in parameter_layout(config) if tensor.name == "qkvw")
+    device = torch.device("cpu" if kernels.SIMULATED or kind is TorchEngine else "cuda")
+    engine = kind(config, TrainConfig(dtype="fp32", seq_len=8, recompute=0), OneOfTwo(), device)
+    model = GPT2(config)
+    model.init_weights()
+    engine.load_parameters(model.flat_parameters)
+    tokens_BT = np.random.default_rng(0).integers(0, 61, (1, 9))
+    for _ in range(2):
+        engine.accumulate(tokens_BT[:, :-1].copy(), tokens_BT[:, 1:].copy(), 1)
+        assert begun[:2] == [[1], [0, 1]]  # and at the end the embeddings
+        engine.reduce()
+        assert len(begun) == 3
+        begun.clear()
+    engine.accumulate(tokens_BT[:, :-1].copy(), tokens_BT[:, 1:].copy(), 2)
+    assert not begun  # another micro-batch follows
 
 
 @pytest.mark.gpu
