@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
-import pickle
 import re
 import subprocess
 import sys
@@ -37,6 +37,8 @@ PROCESS = re.compile(r"process \d+ on \S+?(?=[)\s])")
 def run_mpi(n: int, function: Callable[..., Any], *arguments: str) -> list[Any]:
     """Call a function of the package on `n` ranks that mpiexec starts; return what each returned, in rank order.
 
+    It comes as JSON, so tuples are lists.
+
     Raises:
         Gpt2EduError: a rank failed.
     """
@@ -46,7 +48,7 @@ def run_mpi(n: int, function: Callable[..., Any], *arguments: str) -> list[Any]:
         process = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=_environment())
         if process.returncode:
             raise Gpt2EduError(f"a rank failed:\n{process.stderr}")
-        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(n)]
+        return [json.loads((Path(folder) / str(rank)).read_text()) for rank in range(n)]
 
 
 def _environment() -> dict[str, str]:

@@ -11,7 +11,7 @@ from gpt2edu.errors import Gpt2EduError
 
 def test_ranks_answer_in_their_order():
     assert show_ranks.run_mpi(3, mpi_lessons.hello) == [f"I am rank {rank} of 3" for rank in range(3)]
-    assert show_ranks.run_mpi(3, mpi_lessons.together)[1] == ("hello", [0, 10, 20], 30)
+    assert show_ranks.run_mpi(3, mpi_lessons.together)[1] == ["hello", [0, 10, 20], 30]
 
 
 def test_a_rank_that_fails_is_told():
