@@ -17,7 +17,7 @@ from gpt2edu.bench_ops.case import Case, Draw, Sizes
 from gpt2edu.bench_ops.matmul import product_cases
 from gpt2edu.bench_timing import Plan, n_rotating, time_calls
 from gpt2edu.config import ModelConfig
-from gpt2edu.errors import UsageError
+from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.files import atomic_write, make_folder
 from kernels import SIMULATED
 from kernels.architecture import force_architecture
@@ -49,6 +49,7 @@ def bench_tune(arguments: argparse.Namespace) -> Path:
 
     Raises:
         UsageError: there is no GPU.
+        Gpt2EduError: the file that there is cannot be read.
     """
     if SIMULATED:
         raise UsageError("tune measures a GPU, and there is none here; without a file the defaults are taken")
@@ -59,7 +60,10 @@ def bench_tune(arguments: argparse.Namespace) -> Path:
     gpu = tuning.gpu_name()
     folder = make_folder(arguments.output or tuning.user_folder(), "choose another folder with --output")
     file = tuning.file_in(folder, gpu)
-    choices = tuning.read_choices(file)
+    try:
+        choices = tuning.read_choices(file)
+    except ValueError as problem:
+        raise Gpt2EduError(str(problem)) from problem
     force_architecture(arguments.arch)
     with side_stream(DEVICE) as stream:
         for case in product_cases(DEVICE, sizes):

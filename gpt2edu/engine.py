@@ -66,6 +66,18 @@ def refuse(settings: TrainConfig, device: torch.device, dtype: str) -> None:
         raise UsageError("-w 0: --backend numba always has fp32 master weights; leave out -w 0")
 
 
+def tuning_note(device: torch.device) -> str:
+    """Return where the choices for the matrix products on this GPU come from.
+
+    Raises:
+        Gpt2EduError: the file that holds them is damaged.
+    """
+    try:
+        return tuning.describe(torch.cuda.get_device_name(device))
+    except ValueError as problem:
+        raise Gpt2EduError(str(problem)) from problem
+
+
 @dataclass(frozen=True)
 class Batch:
     """What is prepared for micro-batches of one shape."""
@@ -108,7 +120,7 @@ class NumbaEngine:
         )
         self.notes = [f"precision: {reason}", f"kernels: {where}"]
         if not SIMULATED:
-            self.notes.append(tuning.describe(torch.cuda.get_device_name(device)))
+            self.notes.append(tuning_note(device))
         self._sums = torch.zeros(2, device=device)  # the losses' and the squared gradients', for one copy to the host
         bf16 = self.dtype == "bf16"
         try:

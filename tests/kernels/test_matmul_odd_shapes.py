@@ -15,8 +15,8 @@ from kernels.matmul import matmul_forward, matmul_grad_input, matmul_grad_weight
 CANARY, BEFORE = 64, 7.0
 LARGE = [
     (1, 1, 4099), (1, 17, 4099), (1, 4099, 17), (17, 1, 4099), (17, 4099, 1), (4099, 1, 17), (4099, 17, 1),
-    (4099, 4099, 17), (4099, 17, 4099), (17, 4099, 4099),
-    (4099, 17, 4104), (4099, 4100, 72), (17, 4104, 4100),  # rows that TMA reads but cannot write, and the reverse
+    (4099, 17, 4099), (4099, 4099, 17),
+    (4099, 17, 520), (1031, 4100, 72), (17, 520, 4100),  # rows that TMA reads but cannot write, and the reverse
 ]  # fmt: skip
 SHAPES = [(1, 17, 35), (17, 1, 40)] if SIMULATED else LARGE
 
@@ -61,12 +61,16 @@ def check_products(shape, dtype, offset=0) -> None:
     check_product(matmul_grad_weight, (grad_out.T, grad_out), (inp, inp), dtype, "float32", BEFORE, offset)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_odd_sizes(shape, dtype, family):
-    check_products(shape, dtype)
+def test_odd_sizes(shape, family):
+    check_products(shape, "bfloat16")
+
+
+@pytest.mark.parametrize("shape", SHAPES[:7], ids=lambda shape: "x".join(map(str, shape)))
+def test_odd_sizes_of_float32(shape):
+    check_products(shape, "float32")
 
 
 @pytest.mark.parametrize("offset", [1, 4])
 def test_operands_that_begin_within_a_piece(offset, family):
-    check_products((17, 24, 40) if SIMULATED else (4099, 264, 1032), "bfloat16", offset)
+    check_products((17, 24, 40) if SIMULATED else (1031, 264, 520), "bfloat16", offset)
