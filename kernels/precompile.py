@@ -71,10 +71,14 @@ def current_capability() -> str:
     return ".".join(map(str, get_current_device().compute_capability))
 
 
-def compile_in_processes(jobs: list[Job], n_workers: int, capability: str) -> Iterator[Job]:
-    """Compile kernels for GPUs of this capability and keep them on disk; yields each when a worker is done with it."""
+def compile_in_processes(jobs: list[Job], n_workers: int, capability: str) -> Iterator[tuple[Job, str]]:
+    """Compile kernels for GPUs of this capability and keep them on disk.
+
+    Yields each kernel when a worker is done with it, and why it is not kept, or "". One with which a worker died is
+    not among them.
+    """
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    done: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: a worker has ended
+    done: queue.SimpleQueue[tuple[Job, str] | None] = queue.SimpleQueue()  # None: a worker has ended
     for job in jobs:
         waiting.put(job)
     workers = [_start_worker(capability) for _ in range(min(n_workers, len(jobs)))]
@@ -83,11 +87,11 @@ def compile_in_processes(jobs: list[Job], n_workers: int, capability: str) -> It
     try:
         n_working = len(workers)
         while n_working:
-            job = done.get()
-            if job is None:
+            answer = done.get()
+            if answer is None:
                 n_working -= 1
             else:
-                yield job
+                yield answer
     finally:
         for worker in workers:
             worker.kill()
@@ -110,9 +114,10 @@ def _feed(worker: subprocess.Popen, waiting: queue.SimpleQueue, done: queue.Simp
         while True:
             job = waiting.get_nowait()
             worker.stdin.write(f"{job.module} {job.name} {job.variant}\n")
-            if not worker.stdout.readline():
+            answer = worker.stdout.readline()
+            if not answer:
                 break
-            done.put(job)
+            done.put((job, answer.strip()))
     except (queue.Empty, OSError):
         pass
     finally:
@@ -149,16 +154,24 @@ def compile_and_keep(kernel, argument_types: tuple):
 
 
 def work(capability: str) -> None:
-    """Compile what is asked for on standard input, a line each; answer with a line each."""
+    """Compile what is asked for on standard input, a line each; answer each with a line: why it is not kept."""
     with pretend_gpu(tuple(map(int, capability.split(".")))):
         for line in sys.stdin:
-            module, name, variant = line.split()
-            importlib.import_module(module)
-            entry = next(entry for entry in registered() if entry.name == name)
-            types = _argument_types(entry, variant)
-            if not entry.compiled._cache.has(types):
-                compile_and_keep(entry.compiled, types)
-            print("done", flush=True)
+            print(_compile_job(Job(*line.split())), flush=True)
+
+
+def _compile_job(job: Job) -> str:
+    from kernels.compile_cache import cache_folder
+
+    importlib.import_module(job.module)
+    entry = next(entry for entry in registered() if entry.name == job.name)
+    types = _argument_types(entry, job.variant)
+    try:
+        if not entry.compiled._cache.has(types):
+            compile_and_keep(entry.compiled, types)
+    except Exception as problem:  # whatever a compiler raises; the next kernel may be better
+        return f"{type(problem).__name__}: {problem}".partition("\n")[0]
+    return "" if entry.compiled._cache.has(types) else f"it cannot be written to {cache_folder()}"
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
@@ -191,9 +204,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         work(capability)
         return 0
     jobs = all_jobs(options.names, "sm_90a" if capability == "9.0" else "sm_80")
-    for _ in tqdm(compile_in_processes(jobs, options.workers, capability), "compiling kernels", len(jobs)):
-        pass
-    return 0
+    problems = dict.fromkeys(jobs, "the worker ended")
+    for job, problem in tqdm(compile_in_processes(jobs, options.workers, capability), "compiling kernels", len(jobs)):
+        problems[job] = problem
+    for job, problem in problems.items():
+        if problem:
+            print(f"{job.name} {job.variant}: {problem}", file=sys.stderr)
+    return 1 if any(problems.values()) else 0
 
 
 if __name__ == "__main__":

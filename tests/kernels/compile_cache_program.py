@@ -18,7 +18,7 @@ from kernels.fingerprint import NoFingerprintError, fingerprint
 from kernels.intrinsics import device_operation, on_registers
 from kernels.launch import Launch
 from kernels.memory import cast_kernel, zero_kernel
-from kernels.precompile import compile_and_keep, compile_in_processes, current_capability, missing, pretend_gpu
+from kernels.precompile import Job, compile_and_keep, compile_in_processes, missing, pretend_gpu
 from kernels.registry import kernel
 
 from numba.cuda import types  # isort: skip
@@ -166,7 +166,7 @@ def _keep(factor, held):
 
 
 def ahead(n_workers):
-    """Return what launches miss, what workers say they have compiled, and what is missing then."""
+    """Return what launches miss, what workers say to that and to an unknown kernel, and what is missing yet."""
     floats, halves, unregistered = np.zeros(3, np.float32), np.zeros(3, np.uint16), cuda.jit(make(2))
     launches = [
         Launch(zero_kernel, 1, 32, (floats, 3)),
@@ -178,9 +178,14 @@ def ahead(n_workers):
     ]
     with pretend_gpu((8, 0)):
         jobs = missing(launches)
-        done = list(compile_in_processes(jobs, int(n_workers), current_capability()))
-        names = [[f"{job.name} {job.variant}" for job in some] for some in (jobs, done, missing(launches))]
-    return dict(zip(("missing", "done", "still"), names, strict=True))
+        wanted = [*jobs, Job("kernels.memory", "memory.no_kernel", "only")]
+        done = dict(compile_in_processes(wanted, int(n_workers), "8.0"))
+        still = missing(launches)
+    return {
+        "missing": [f"{job.name} {job.variant}" for job in jobs],
+        "done": {f"{job.name} {job.variant}": problem for job, problem in done.items()},
+        "still": [f"{job.name} {job.variant}" for job in still],
+    }
 
 
 if __name__ == "__main__":

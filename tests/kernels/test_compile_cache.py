@@ -69,10 +69,13 @@ def test_what_is_kept_is_found_by_what_it_comes_from_and_only_if_it_is_whole(sta
     assert not elsewhere[0]["loaded"]
 
 
+MISSING = ["memory.zero_kernel float32", "memory.zero_kernel bfloat16", "memory.cast_kernel 2"]
+
+
 def test_workers_compile_what_launches_miss(start, tmp_path):
     found = result(start("ahead", "2"))
-    assert found["missing"] == ["memory.zero_kernel float32", "memory.zero_kernel bfloat16", "memory.cast_kernel 2"]
-    assert sorted(found["done"]) == sorted(found["missing"])
+    assert found["missing"] == MISSING
+    assert found["done"] == dict.fromkeys(MISSING, "")  # the worker that was asked for another kernel has ended
     assert found["still"] == []
     assert len(list((tmp_path / "kernels").iterdir())) == 3
 
@@ -80,4 +83,21 @@ def test_workers_compile_what_launches_miss(start, tmp_path):
 def test_where_nothing_can_be_written_nothing_is_kept(start, tmp_path):
     (tmp_path / "file").touch()
     found = result(start("ahead", "1", GPT2EDU_DATA=str(tmp_path / "file")))
-    assert found["done"] == found["still"] == found["missing"] != []
+    assert found["still"] == list(found["done"]) == MISSING
+    assert all("it cannot be written to" in problem for problem in found["done"].values())
+
+
+def test_the_command_tells_what_it_could_not_compile(tmp_path):
+    command = [sys.executable, "-m", "kernels.precompile", "memory.zero", "--workers", "1"]
+    environment = os.environ | {"GPT2EDU_DATA": str(tmp_path), "NUMBA_ENABLE_CUDASIM": "1"}
+
+    def run(*options: str) -> subprocess.CompletedProcess:
+        root = PROGRAM.parents[2]
+        return subprocess.run([*command, *options], env=environment, cwd=root, capture_output=True, text=True)
+
+    assert "say for which one with --capability" in run().stderr
+    assert run("--capability", "8.0").returncode == 0
+    assert len(list((tmp_path / "kernels").iterdir())) == 2
+    failed = run("--capability", "1.0")
+    assert failed.returncode == 1
+    assert "memory.zero_kernel float32: " in failed.stderr
