@@ -27,7 +27,7 @@ from gpt2edu.distributed import Communicator
 from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.generation import SampleModel
 from gpt2edu.kernel_adamw import KernelAdamW
-from gpt2edu.kernel_start import compile_ahead
+from gpt2edu.kernel_start import compile_ahead, tuning_note
 from gpt2edu.parameters import parameter_layout
 from gpt2edu.passes import Passes
 from gpt2edu.replay import Replay, Uploader
@@ -36,7 +36,6 @@ from kernels import SIMULATED
 from kernels.architecture import force_architecture
 from kernels.global_norm import sum_scratch_size, total
 from kernels.launch import Prepared
-from kernels.matmul import tuning
 from kernels.memory import zero
 from kernels.token_plan import plan_token_gradient
 
@@ -64,18 +63,6 @@ def refuse(settings: TrainConfig, device: torch.device, dtype: str) -> None:
         raise UsageError("--dtype fp16 is for --backend torch only; use --dtype bf16 or fp32")
     if dtype == "bf16" and not settings.master_weights:
         raise UsageError("-w 0: --backend numba always has fp32 master weights; leave out -w 0")
-
-
-def tuning_note(device: torch.device) -> str:
-    """Return where the choices for the matrix products on this GPU come from.
-
-    Raises:
-        Gpt2EduError: the file that holds them is damaged.
-    """
-    try:
-        return tuning.describe(torch.cuda.get_device_name(device))
-    except ValueError as problem:
-        raise Gpt2EduError(str(problem)) from problem
 
 
 @dataclass(frozen=True)

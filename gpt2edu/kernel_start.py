@@ -1,13 +1,16 @@
-"""Compile what a run will launch before it is launched, with all cores of the machine and a progress bar."""
+"""What a run does before its first launch: compile its kernels with all cores of the machine, and say what is tuned."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from tqdm import tqdm
 
 from gpt2edu.distributed import Communicator
+from gpt2edu.errors import Gpt2EduError
 from kernels.launch import Launch
+from kernels.matmul import tuning
 from kernels.precompile import compile_in_processes, current_capability, missing, usable_cores
 
 
@@ -27,3 +30,15 @@ def compile_ahead(launches: Iterable[Launch], communicator: Communicator) -> Non
     hidden = True if communicator.rank else None  # None: shown on a terminal only
     for _ in tqdm(done, "compiling kernels", len(jobs), leave=False, unit="kernel", disable=hidden):
         pass
+
+
+def tuning_note(device: torch.device) -> str:
+    """Return where the choices for the matrix products on this GPU come from.
+
+    Raises:
+        Gpt2EduError: the file that holds them is damaged.
+    """
+    try:
+        return tuning.describe(torch.cuda.get_device_name(device))
+    except ValueError as problem:
+        raise Gpt2EduError(str(problem)) from problem

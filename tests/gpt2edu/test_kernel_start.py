@@ -1,10 +1,13 @@
-"""Ranks of one machine share the kernels that are new to it; a single core or kernel needs no workers."""
+"""Ranks of one machine share the kernels that are new to it; what a run says of tuning."""
 
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from gpt2edu import kernel_start
+from gpt2edu.errors import Gpt2EduError
+from kernels.matmul import tuning
 
 
 @pytest.fixture
@@ -35,3 +38,15 @@ def test_ranks_begin_at_different_places(compiled):
 
 def test_nothing_is_started_for_one_kernel_or_on_one_core(compiled):
     assert compiled([]) == compiled(["a"]) == compiled(["a", "b"], cores=1) == []
+
+
+def test_a_run_says_whether_the_products_were_tuned(monkeypatch, tmp_path):
+    gpu = "NVIDIA Test 9000"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: gpu)
+    monkeypatch.setenv("GPT2EDU_DATA", str(tmp_path))
+    assert "untuned on NVIDIA Test 9000" in kernel_start.tuning_note(torch.device("cuda"))
+    file = tuning.file_in(tuning.user_folder(), gpu)
+    file.parent.mkdir()
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(Gpt2EduError, match="is no file of choices"):
+        kernel_start.tuning_note(torch.device("cuda"))
