@@ -185,6 +185,22 @@ def show_results(name: str, op: str | None = None, *, gpu: str | None = None) ->
     return Table(lines[0], lines[1:], f"Measured on {'; '.join(measured)}{': ' * bool(common)}{common}.")
 
 
+def show_peak_memory(name: str) -> Table:
+    """Return the most memory that each measured call took, its buffers among it, and that for a token."""
+    rows, measured = [], []
+    for results in load_results(name):
+        wanted = [row for row in results.rows if "peak_bytes" in row]
+        measured += [results.gpu] if wanted else []
+        for row in wanted:
+            tokens = row["shape"]["B"] * row["shape"]["T"]
+            sizes = [f"{row['shape'][letter]:,}" for letter in "BT"]
+            memory = [f"{row['peak_bytes'] / 2**20:,.0f}", f"{row['peak_bytes'] / tokens:,.0f}"]
+            rows.append([row["op"], row["variant"], *sizes, *memory])
+    if not rows:
+        return Table(["memory"], [[f"{name}: not measured yet"]])
+    return Table(["op", "variant", "B", "T", "MiB", "bytes a token"], rows, f"Measured on {'; '.join(measured)}.")
+
+
 def _cells(row: Row) -> list[str]:
     """Return a results row as table cells, units in the header or beside the value."""
     shape = ", ".join(f"{letter}={size}" for letter, size in row["shape"].items())

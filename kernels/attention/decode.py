@@ -80,8 +80,8 @@ def decode_part_kernel(scratch_S, qkv, position_1, n_heads, T, H, D, factor):
     value_64 = cuda.local.array(OWNED, float32)
     thread, E, t = cuda.threadIdx.x, 3 * H * D, position_1[0]
     n_parts, packs = t // KEYS + 1, D >> 3
-    groups = KEYS // packs  # of threads: a thread has 8 columns of the values of every so many-th key
-    group = thread // packs
+    groups = KEYS // (packs & WORD)  # of threads: a thread has 8 columns of the values of every so many-th key
+    group = (thread & WORD) // (packs & WORD)
     index = cuda.blockIdx.x
     while index < n_heads * n_parts:
         head = (index & WORD) // (n_parts & WORD)
@@ -108,7 +108,6 @@ def decode_part_kernel(scratch_S, qkv, position_1, n_heads, T, H, D, factor):
             scratch_S[place], scratch_S[place + 1] = greatest, total
         if thread < D:
             scratch_S[place + NUMBERS + thread] = value
-        cuda.syncthreads()  # all have read: the next part may take the place
         index += cuda.gridDim.x
 
 

@@ -6,10 +6,12 @@ nothing else takes a launch of its own. So the layernorm before a product, and G
 done here, each value rounded where the kernels of training round it.
 
 The K terms of a row are cut into tiles of 768. A warp keeps one tile of the (normalised) input in its registers and
-multiplies it by that tile of two rows of the weight at once; the warps of the other tiles add theirs in order:
+multiplies it by that tile of two rows of the weight at once; what the warps of several tiles find is added in order:
 
     block of 4 warps, K = 768      warp 0: rows 0, 1    warp 1: rows 2, 3    warp 2: rows 4, 5    warp 3: rows 6, 7
     block of 4 warps, K = 3072     warp 0: terms 0-767 of rows 0, 1          warp 1: terms 768-1535 of them ...
+
+Everything that a row needs is asked for before anything is computed, for a wait for memory is as long as all the rest.
 
 Letters: N rows of the weight, K terms, T rows of an output of which one is written.
 """
@@ -33,46 +35,40 @@ LANE_STRIDE = WARP_SIZE * PACK  # terms between the packs of a lane
 TILE = PACKS * LANE_STRIDE
 ROWS = 2  # of a warp at once
 WARPS = 4  # of a block, or as many as there are tiles
-MAX_WARPS = 16
+MAX_WARPS = 12
 MAX_GRID = 528  # blocks; 4 on each of the 132 multiprocessors of an H100
 
 
 @cuda.jit(device=True)
-def statistics_device(inp_K, eps):
-    """Return the mean of a row and 1 over its deviation; every warp computes them for itself."""
-    x_24 = cuda.local.array(OWNED, float32)
-    first, K = (cuda.threadIdx.x & 31) * PACK, inp_K.size
-    total = float32(0)
-    k = first
-    while k < K:
-        load_packs(x_24, inp_K, k, LANE_STRIDE, K, PACKS)
-        for j in range(OWNED):
-            total += x_24[j]  # past the end of the row are zeros
-        k += TILE
-    mean = warp_sum(total) / float32(K)
-    squares = float32(0)
-    k = first
-    while k < K:
-        load_packs(x_24, inp_K, k, LANE_STRIDE, K, PACKS)
-        for j in range(OWNED):
-            difference = x_24[j] - mean if k + (j >> 3) * LANE_STRIDE < K else float32(0)
-            squares += difference * difference
-        k += TILE
-    return mean, float32(1) / math.sqrt(warp_sum(squares) / float32(K) + eps)
+def sum_of_tiles(x, partial_W, n_tiles):
+    """Sum a float32 over the lanes of a warp and then over the warps of a group, those of the tiles of one row."""
+    x = warp_sum(x)
+    if n_tiles > 1:
+        first = cuda.threadIdx.y * n_tiles
+        if cuda.threadIdx.x & 31 == 0:
+            partial_W[first + (cuda.threadIdx.x >> 5)] = x
+        cuda.syncthreads()  # the sums of all tiles are there
+        x = float32(0)
+        for tile in range(n_tiles):
+            x += partial_W[first + tile]
+        cuda.syncthreads()  # they have been read
+    return x
 
 
 @cuda.jit(device=True)
-def normalize_device(x_24, inp_K, k, norm_weight_K, norm_bias_K, eps):
+def normalize_device(x_24, inp_K, k, scale_24, shift_24, partial_W, n_tiles, eps):
     """Normalise, scale, shift and round the lane's packs of the row, the first of which begins at term k."""
-    scale_8 = cuda.local.array(PACK, float32)
-    shift_8 = cuda.local.array(PACK, float32)
-    mean, rstd = statistics_device(inp_K, eps)
-    for p in range(PACKS):
-        load_packs(scale_8, norm_weight_K, k + p * LANE_STRIDE, 0, inp_K.size, 1)
-        load_packs(shift_8, norm_bias_K, k + p * LANE_STRIDE, 0, inp_K.size, 1)
-        for j in range(PACK):
-            normal = (x_24[p * PACK + j] - mean) * rstd
-            x_24[p * PACK + j] = as_held(inp_K, normal * scale_8[j] + shift_8[j])
+    K = inp_K.size
+    total, squares = float32(0), float32(0)
+    for j in range(OWNED):
+        total += x_24[j]  # past the end of the row are zeros
+    mean = sum_of_tiles(total, partial_W, n_tiles) / float32(K)
+    for j in range(OWNED):
+        difference = x_24[j] - mean if k + (j >> 3) * LANE_STRIDE < K else float32(0)
+        squares += difference * difference
+    rstd = float32(1) / math.sqrt(sum_of_tiles(squares, partial_W, n_tiles) / float32(K) + eps)
+    for j in range(OWNED):
+        x_24[j] = as_held(inp_K, (x_24[j] - mean) * rstd * scale_24[j] + shift_24[j])
 
 
 @cuda.jit(device=True)
@@ -92,46 +88,42 @@ def matmul_vector_kernel(
     out, inp_K, weight_NK, bias_N, norm_weight_K, norm_bias_K, residual_N, position_1,
     n_tiles, row_size, has_bias, has_norm, has_gelu, has_residual, eps,
 ):  # fmt: skip
-    """A warp owns a tile of pairs of rows; the warp of the first tile finishes them, a lane each."""
-    x_24 = cuda.local.array(OWNED, float32)
+    """A warp, along x in its group, owns a tile of pairs of rows; that of the first tile finishes them, a lane each."""
     one_24 = cuda.local.array(OWNED, float32)
     other_24 = cuda.local.array(OWNED, float32)
-    sums = cuda.shared.array((MAX_WARPS, ROWS), float32)
-    lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
-    tile, rows_of_block = warp % n_tiles, (cuda.blockDim.x >> 5) // n_tiles * ROWS
+    x_24 = cuda.local.array(OWNED, float32)
+    scale_24 = cuda.local.array(OWNED, float32)
+    shift_24 = cuda.local.array(OWNED, float32)
+    partial_W = cuda.shared.array(MAX_WARPS, float32)
+    lane, tile, N = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5, weight_NK.shape[0]
     k = tile * TILE + lane * PACK
-    start = cuda.blockIdx.x * rows_of_block
-    n = start + warp // n_tiles * ROWS
-    load_rows_device(one_24, other_24, weight_NK, n, k)  # they do not depend on the input, which has to be waited for
+    start = cuda.blockIdx.x * cuda.blockDim.y * ROWS
+    n = start + cuda.threadIdx.y * ROWS
+    load_rows_device(one_24, other_24, weight_NK, n, k)
     load_packs(x_24, inp_K, k, LANE_STRIDE, inp_K.size, PACKS)
     place = position_1[0] * row_size if row_size else 0
     if has_norm:
-        normalize_device(x_24, inp_K, k, norm_weight_K, norm_bias_K, eps)
-    while start < weight_NK.shape[0]:
+        load_packs(scale_24, norm_weight_K, k, LANE_STRIDE, inp_K.size, PACKS)
+        load_packs(shift_24, norm_bias_K, k, LANE_STRIDE, inp_K.size, PACKS)
+        normalize_device(x_24, inp_K, k, scale_24, shift_24, partial_W, n_tiles, eps)
+    while start < N:
+        row = n + lane
+        finishes = tile == 0 and lane < ROWS and row < N
+        bias = load(bias_N, row) if has_bias and finishes else float32(0)
+        residual = load(residual_N, row) if has_residual and finishes else float32(0)
         one, other = float32(0), float32(0)
         for j in range(OWNED):
             one += x_24[j] * one_24[j]
             other += x_24[j] * other_24[j]
-        load_rows_device(one_24, other_24, weight_NK, n + cuda.gridDim.x * rows_of_block, k)
-        one, other = warp_sum(one), warp_sum(other)
-        if lane == 0:
-            sums[warp, 0] = one
-            sums[warp, 1] = other
-        cuda.syncthreads()  # the sums of all tiles are there
-        row = n + lane
-        if tile == 0 and lane < ROWS and row < weight_NK.shape[0]:
-            total = load(bias_N, row) if has_bias else float32(0)
-            for t in range(n_tiles):
-                total += sums[warp + t, lane]
-            total = as_held(out, total)
+        start += cuda.gridDim.x * cuda.blockDim.y * ROWS
+        n += cuda.gridDim.x * cuda.blockDim.y * ROWS
+        load_rows_device(one_24, other_24, weight_NK, n, k)
+        one, other = sum_of_tiles(one, partial_W, n_tiles), sum_of_tiles(other, partial_W, n_tiles)
+        if finishes:
+            total = as_held(out, (one if lane == 0 else other) + bias)
             if has_gelu:
                 total = gelu_device(total)
-            if has_residual:
-                total += load(residual_N, row)
-            store(out, place + row, total)
-        cuda.syncthreads()  # they have been read
-        start += cuda.gridDim.x * rows_of_block
-        n += cuda.gridDim.x * rows_of_block
+            store(out, place + row, total + residual)
 
 
 @launcher
@@ -149,7 +141,7 @@ def matmul_vector(
     Writes   one row of out_TN (=), of the same dtype. It may be residual_N.
     Work     2*N*K flop, N*K*itemsize bytes: bound by reading the weight.
     Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul_vector.py).
-    Raises   ValueError if a shape or dtype disagrees, K is no multiple of 8 or more than 12,288, or the input or the
+    Raises   ValueError if a shape or dtype disagrees, K is no multiple of 8 or more than 9,216, or the input or the
              weight does not begin at a multiple of 16 bytes; nothing is launched then.
     Source   own.
     Book     Chapter 07, sampling.
@@ -174,4 +166,4 @@ def matmul_vector(
     arguments = (a.out_TN.reshape(sizes.T * N), a.inp_K, a.weight_NK, *vectors)
     arguments += (place if position_1 is None else a.position_1, n_tiles, row_size, *flags, float(eps))
     grid = min(MAX_GRID, ceil_div(N, groups * ROWS))
-    return [Launch(matmul_vector_kernel, grid, groups * n_tiles * WARP_SIZE, arguments, stream)]
+    return [Launch(matmul_vector_kernel, grid, (n_tiles * WARP_SIZE, groups), arguments, stream)]

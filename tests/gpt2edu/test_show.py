@@ -7,8 +7,8 @@ import pytest
 from gpt2edu import show as module
 from gpt2edu.config import ModelConfig
 from gpt2edu.exercises import NOT_YET, check_cases
-from gpt2edu.results import write_results
-from gpt2edu.show import Table, setup, show_check, show_results, show_source
+from gpt2edu.results import load_results, write_results
+from gpt2edu.show import Table, setup, show_check, show_peak_memory, show_results, show_source
 
 
 def test_show_source_is_the_source():
@@ -134,3 +134,14 @@ def test_a_starter_that_is_not_implemented_is_not_yet(capsys):
 
     assert not check_cases("double", starter, [((1,), 2)])
     assert NOT_YET in capsys.readouterr().out
+
+
+def test_show_peak_memory_divides_by_the_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_results", lambda name: load_results(name, tmp_path))
+    assert "attention: not measured yet" in repr(show_peak_memory("attention"))
+    row = {"op": "attention_forward", "variant": "production", "dtype": "bf16", "shape": {"B": 2, "T": 8}}
+    row |= {"median_ms": 1.0, "min_ms": 1.0, "max_ms": 1.0}
+    rows = [row | {"peak_bytes": 2**20}, row | {"op": "attention_decode"}]
+    write_results("attention", rows, {}, gpu="Some GPU", driver="1", command="x", folder=tmp_path)
+    shown = show_peak_memory("attention")
+    assert shown.rows == [["attention_forward", "production", "2", "8", "1", "65,536"]]

@@ -264,19 +264,34 @@ def attend(qkv, grad_out, H, dtype):
 
 
 @pytest.mark.skipif(SIMULATED, reason="torch's flash attention needs a GPU")
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, id=step.__name__[-12:]) for step in (step5_swizzled, step7_pipelined)]
+)
 @pytest.mark.parametrize("scale", [1, 8])
-@pytest.mark.parametrize(("T", "D"), [(17, 64), (1000, 64), (1023, 64), (1023, 128)])
-def test_errors_are_those_of_flash_attention(T, D, scale):
+@pytest.mark.parametrize(("T", "D"), [(17, 64), (1000, 64), (1023, 64), (1024, 64), (1023, 128)])
+def test_errors_are_those_of_flash_attention(T, D, scale, step):
     B, H = 2, 3
     qkv, grad_out = scaled_case(B, T, H, D, scale)
     out, grad_qkv = torch.full_like(grad_out, torch.nan), torch.full_like(qkv, torch.nan)
-    logsumexp, scratch = (torch.full((B, H, T), torch.nan, device="cuda") for _ in range(2))
-    step5_swizzled.attention_forward(out, logsumexp, scratch.flatten(), qkv)
-    step5_swizzled.attention_backward(grad_qkv, scratch.flatten(), grad_out, out, qkv, logsumexp)
+    logsumexp, scratch = (
+        torch.full((n,), torch.nan, device="cuda") for n in (B * H * T, step.attention_scratch_size(B, T, H))
+    )
+    logsumexp = logsumexp.view(B, H, T)
+    step.attention_forward(out, logsumexp, scratch, qkv)
+    step.attention_backward(grad_qkv, scratch, grad_out, out, qkv, logsumexp)
     ours = [x.double() for x in (out, *grad_qkv.chunk(3, dim=2))]
     expected, flash = attend(qkv, grad_out, H, torch.float64), attend(qkv, grad_out, H, torch.bfloat16)
     for result, wanted, theirs in zip(ours, expected, flash, strict=True):
         assert (result - wanted).abs().max() <= 1.2 * (theirs - wanted).abs().max()
+
+
+@pytest.mark.skipif(SIMULATED, reason="texts of this length take a GPU")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [64, 128])
+@pytest.mark.parametrize("T", [1, 17, 1000, 1023])
+def test_odd_lengths(T, D, dtype):
+    """What is used, whichever kernels that is."""
+    check_both_directions(step7_pipelined, (2, T, 2, D), dtype, run_once)
 
 
 # ---- Hopper --------------------------------------------------------------------------------------------------------

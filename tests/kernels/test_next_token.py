@@ -33,6 +33,7 @@ def test_embedding_of_the_newest_token(C, dtype, run_every_way):
         (61, 64, "bfloat16", [60]),
         (50257, 50304, "bfloat16", [16752, 50256]),
         (50257, 50304, "float32", [32767, 32768, 40000]),
+        (50257, 50304, "bfloat16", [40001, 40002, 40002 + 8192]),  # of one thread
     ],
 )
 def test_the_first_of_the_greatest_scores_is_chosen(V, P, dtype, winners):
