@@ -122,7 +122,40 @@ def pingpong_figure() -> str:
     return drawing(206, "Three consumers take turns at the tensor cores, which are never idle", shapes)
 
 
+def decode_figure() -> str:
+    """Draw one query that meets the cache in parts, and the small results that are added."""
+    unit, left, top, parts = 12.0, 74.0, 66.0, 3
+    shapes = [
+        text_at(left - 12, top + 20, "keys", "end", QUIET, 13),
+        text_at(left - 12, top + 50, "values", "end", QUIET, 13),
+    ]
+    for part in range(parts):
+        x = left + part * 150
+        last = part == parts - 1
+        shapes.append(
+            text_at(x + 5.5 * unit, 28, f"block {part}: {'the rest' if last else '128 tokens'}", "middle", INK, 13)
+        )
+        for token in range(7 if last else 11):
+            newest = last and token == 6
+            for row in range(2):
+                fill = LIT[0] if newest else GREEN[0] if row else PALE[0]
+                shapes.append(
+                    f'<rect x="{x + token * unit:.1f}" y="{top + row * 30:.1f}" width="{unit}" height="24" '
+                    f'fill="{fill}" stroke="#64748b"/>'
+                )
+        shapes.append(arrow(x + 5.5 * unit, 126, x + 5.5 * unit, 146))
+        shapes.append(named_box(x, 150, 11 * unit, "greatest, sum, vector", YELLOW, 11))
+        shapes.append(arrow(x + 5.5 * unit, 184, x + 5.5 * unit, 204))
+    shapes.append(text_at(left + 300 + 8 * unit, 84, "← the new", "start", QUIET, 12))
+    shapes.append(text_at(left + 300 + 8 * unit, 100, "token", "start", QUIET, 12))
+    shapes.append(named_box(left, 208, 300 + 11 * unit, "added in their order", LIT, 13))
+    return drawing(
+        256, "The tokens so far, cut into parts of 128; each block gives three results, which are added", shapes
+    )
+
+
 FIGURES = {
+    "decode": decode_figure,
     "pingpong": pingpong_figure,
     "tiles": tiles_figure,
     "flash": flash_figure,
