@@ -19,7 +19,7 @@ from gpt2edu.presets import PRESETS, SHARD_TOKENS, Preset
 
 VAL_TOKENS = 10_485_760  # what validation reads of a large split
 HELLASWAG_TOKENS = 10_042 * 4 * 192  # 4 endings of each example, padded to the longest
-CHECKPOINT_BYTES_PER_PARAMETER = 12  # fp32 weights and two moments
+CHECKPOINT_BYTES_PER_PARAMETER = 14  # a bf16 weight; in fp32 the master weight and two moments; torch writes 12
 
 
 @dataclass(frozen=True)
