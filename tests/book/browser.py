@@ -88,7 +88,7 @@ class Browser:
         self.evaluate(TYPESET)
 
     def screenshot(self, path: Path) -> None:
-        """Write the page from top to end as PNG files of at most `TALLEST` pixels: `path`, then `path` with 2, 3, ..."""
+        """Write the whole page as PNG files of at most `TALLEST` pixels: `path`, then `path` with 2, 3, ..."""
         size = self.call("Page.getLayoutMetrics")
         width, height = size["cssLayoutViewport"]["clientWidth"], int(size["cssContentSize"]["height"])
         self.resize(width, min(height, TALLEST))

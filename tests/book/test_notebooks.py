@@ -1,6 +1,10 @@
 """Each chapter's file: the rules of its form, links that lead somewhere, and what `notebooks.py` does to it."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -90,3 +94,18 @@ def test_canonical_keeps_ids_and_drops_what_changes_from_run_to_run():
     assert result.metadata == {"tags": ["a", "b"]}
     assert [output.text for output in result.outputs] == ["xy"]
     assert notebooks.canonical(nbformat.reads(once, as_version=4)) == once
+
+
+@pytest.mark.parametrize(("allowed", "outcome"), [("0", "1 passed, 1 skipped"), ("1", "2 passed")])
+def test_nbval_runs_a_tagged_cell_where_it_can(tmp_path, allowed, outcome):
+    printed = [nbformat.v4.new_output("stream", name="stdout", text="1\n")]
+    cells = [
+        nbformat.v4.new_code_cell("print(1)", outputs=printed, metadata={"tags": tags}) for tags in ([], ["network"])
+    ]
+    text = notebooks.canonical(nbformat.v4.new_notebook(cells=cells))
+    (tmp_path / "a.ipynb").write_text(text, encoding="utf-8")
+    shutil.copy(BOOK / "conftest.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", tmp_path]
+    environment = os.environ | {"GPT2EDU_NETWORK": allowed, "NUMBA_ENABLE_CUDASIM": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and outcome in done.stdout, done.stdout
