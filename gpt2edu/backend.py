@@ -11,11 +11,11 @@ from gpt2edu.errors import UsageError
 from gpt2edu.torch_engine import TorchEngine, choose_dtype
 
 
-def choose_backend(settings: TrainConfig, device: torch.device, world_size: int) -> tuple[str, str]:
+def choose_backend(settings: TrainConfig, device: torch.device) -> tuple[str, str]:
     """Return the backend and the reason for it.
 
-    Without `--backend` it is numba on an NVIDIA GPU of compute capability 8.0 or more, unless the run asks for what
-    only PyTorch does here. Several GPUs keep PyTorch until the kernels have been measured there.
+    Without `--backend` it is numba on NVIDIA GPUs of compute capability 8.0 or more, unless the run asks for what only
+    PyTorch does here.
     """
     if settings.backend:
         return settings.backend, f"backend: {settings.backend}, chosen with --backend"
@@ -23,8 +23,6 @@ def choose_backend(settings: TrainConfig, device: torch.device, world_size: int)
         return "torch", f"backend: torch, because the device is {device.type}"
     if settings.compile is not None:
         return "torch", "backend: torch, because --compile is a flag of that one"
-    if world_size > 1:
-        return "torch", "backend: torch, because numba on several GPUs is not measured yet; --backend numba takes it"
     try:
         from gpt2edu.engine import refuse  # here: who does not use Numba need not have it
 

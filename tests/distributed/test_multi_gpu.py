@@ -46,6 +46,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_bits(tmp_path, s
     assert supervisor.supervise([*ranks, "-m", "gpt2edu.train"], [*flags, str(whole)], restarts=0).code == 0
     dying = [*ranks, rank_programs.__file__, "train_and_die", str(tmp_path), "step/1/5/SIGKILL"]
     assert supervisor.supervise(dying, [*flags, str(broken)], restarts=1).code == 0
-    assert len(re.findall(r"rank 1 \(process \d+ on \S+\) died", capfd.readouterr().out)) == 1
+    said = r"rank 1 \(process \d+ on \S+\) died of SIGKILL; restart 1 of 1"
+    assert len(re.findall(said, capfd.readouterr().out)) == 1
     for name in ("model_00000008.bin", "state_00000008_00000.bin", "state_00000008_00001.bin"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()

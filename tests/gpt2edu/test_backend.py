@@ -39,28 +39,22 @@ def gpu(monkeypatch):
 )
 def test_on_a_gpu_the_kernels_are_used_where_they_can_be(gpu, capability, settings, backend, reason):
     gpu(*capability)
-    chosen, note = choose_backend(TrainConfig(**settings), torch.device("cuda"), 1)
+    chosen, note = choose_backend(TrainConfig(**settings), torch.device("cuda"))
     assert chosen == backend
     assert note.startswith(f"backend: {backend}, ") and reason in note and "\n" not in note
 
 
-def test_several_gpus_keep_torch_unless_asked(gpu):
-    gpu(9, 0)
-    for settings, backend in ((TrainConfig(), "torch"), (TrainConfig(backend="numba"), "numba")):
-        assert choose_backend(settings, torch.device("cuda"), 2)[0] == backend
-
-
 def test_without_an_nvidia_gpu_it_is_torch(gpu, monkeypatch):
-    assert choose_backend(TrainConfig(), torch.device("cpu"), 1)[0] == "torch"
+    assert choose_backend(TrainConfig(), torch.device("cpu"))[0] == "torch"
     gpu(9, 4)
     monkeypatch.setattr(engine, "SIMULATED", True)  # as on an AMD GPU, which torch calls cuda, too
-    assert choose_backend(TrainConfig(), torch.device("cuda"), 1)[0] == "torch"
+    assert choose_backend(TrainConfig(), torch.device("cuda"))[0] == "torch"
 
 
 def test_without_numba_it_is_torch(gpu, monkeypatch):
     gpu(9, 0)
     monkeypatch.setitem(__import__("sys").modules, "gpt2edu.engine", types.ModuleType("gpt2edu.engine"))
-    assert choose_backend(TrainConfig(), torch.device("cuda"), 1)[0] == "torch"
+    assert choose_backend(TrainConfig(), torch.device("cuda"))[0] == "torch"
 
 
 def test_the_chosen_engine_is_made():
