@@ -2,8 +2,8 @@
 
 The prompt goes once through the forward pass of training, whose queries, keys and values are copied to the cache. From
 then on a step computes one row: products with a vector, and attention of one query. It is limited by reading the
-weights, and by the time of its launches; so there are six a layer, and the graph that holds them is captured once a
-text, because tokens and position are read from the device.
+weights, and by the time of its launches; so there are six a layer, and the graph that holds them is captured once,
+because tokens and position are read from the device.
 
 Shape suffix legend: L layers, B batch, T time, C channels, E = 3C, F = 4C, P padded vocabulary, S scratch.
 """
@@ -48,7 +48,7 @@ class Decoder:
         self._qkv_LTE = torch.empty(L, T, 3 * C, **real)
         self._residual_C, self._mixed_C, self._activated_F = (torch.empty(1, n, **real) for n in (C, C, 4 * C))
         self.logits_P = torch.empty(1, config.padded_vocab_size, **real)
-        self._tokens_T, self._position_1 = (torch.zeros(n, dtype=torch.int32, device=real["device"]) for n in (T, 1))
+        self._tokens_T, self._position_1 = (torch.empty(n, dtype=torch.int32, device=real["device"]) for n in (T, 1))
         scratch_size = attention_decode_scratch_size(1, T, H, C // H)
         self._scratch_S = torch.empty(scratch_size, dtype=torch.float32, device=real["device"])
         self._upload = Uploader(real["device"])
@@ -85,7 +85,8 @@ class Decoder:
     def begin(self, tokens_T: np.ndarray, qkv_LTE: Tensor) -> None:
         """Take over a prompt and what the forward pass computed of it."""
         self.length = len(tokens_T)
-        self._qkv_LTE[:, : self.length] = qkv_LTE[:, : self.length]
+        for ours_TE, theirs_TE in zip(self._qkv_LTE, qkv_LTE, strict=True):
+            ours_TE[: self.length].copy_(theirs_TE[: self.length])  # in one piece: a plain copy of memory
         self._upload((self._tokens_T[: self.length], tokens_T))
 
     def step(self, token: int) -> Tensor:
@@ -123,13 +124,23 @@ class Decoder:
         self.length += n_steps
 
 
-def _on_host(x: Tensor) -> Tensor:
-    """Return a copy in the host's memory, on a CPU, too."""
-    return x.to("cpu", copy=True)
+class Text:
+    """What stands for a text in `sample.generate`: its tokens. Keys and values are the decoder's, which it may lose."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return len(self.tokens)
 
 
 class SampleModel:
     """What `sample.generate` needs of a model, computed by the engine.
+
+    All texts share one decoder, so that its graph is captured once. A text that finds it taken by another one begins
+    anew with all its tokens.
 
     Args:
         config: the model's shape.
@@ -149,35 +160,49 @@ class SampleModel:
     ) -> None:
         self.config, self.flat_parameters = config, flat_parameters
         self._weights, self._stream, self._forward = weights, stream, forward
+        self._decoder: Decoder | None = None
+        self._owner: Text | None = None  # of the decoder
 
-    def new_cache(self) -> list[Decoder]:
+    def new_cache(self) -> list[Text]:
         """Return the cache of a text; none, so that every step computes the whole text, where kernels ask for more."""
-        if self.config.head_size % PACK:
-            return []
-        return [Decoder(self.config, self._weights, self._stream)]
+        return [] if self.config.head_size % PACK else [Text()]
 
-    def __call__(self, tokens_BT: Tensor, cache: list[Decoder] | None = None) -> Tensor:
+    def __call__(self, tokens_BT: Tensor, cache: list[Text] | None = None) -> Tensor:
         """Return the logits (B, T, P) on the host, where tokens are chosen.
 
         Args:
-            tokens_BT: token ids; with a cache those of one text, and after the first call one at a time.
+            tokens_BT: token ids; with a cache those of one text that come after the cached ones.
             cache: from `new_cache`; grows by T.
-        """
-        with torch.inference_mode(False):  # buffers that are made here serve training, too
-            if cache and cache[0].length:
-                (token,) = tokens_BT.flatten().tolist()
-                return _on_host(cache[0].step(token))[None]
-            return self._whole(tokens_BT, cache)
 
-    def _whole(self, tokens_BT: Tensor, cache: list[Decoder] | None) -> Tensor:
+        Raises:
+            ValueError: the text would become longer than the context.
+        """
+        tokens_BT = tokens_BT.cpu()
+        with torch.inference_mode(False):  # buffers that are made here serve training, too
+            return self._append(tokens_BT, cache[0]) if cache else self._whole(tokens_BT)[1]
+
+    def _append(self, tokens_1T: Tensor, text: Text) -> Tensor:
+        new = tokens_1T.flatten().tolist()
+        text.tokens += new
+        if self._owner is text and len(new) == 1:
+            return _on_host(self._decoder.step(*new))[None]
+        activations, logits_1TP = self._whole(torch.tensor([text.tokens]))
+        if self._decoder is None:
+            self._decoder = Decoder(self.config, self._weights, self._stream)
+        self._decoder.begin(np.array(text.tokens), activations.qkv[:, 0])
+        self._owner = text
+        return logits_1TP[:, -len(new) :]
+
+    def _whole(self, tokens_BT: Tensor) -> tuple[SimpleNamespace, Tensor]:
+        """Return the activations of whole texts, and their logits."""
         B, T = tokens_BT.shape
+        if T > self.config.max_seq_len:
+            raise ValueError(f"{T} tokens do not fit the context of {self.config.max_seq_len}; begin a new text")
         width = min(-(-T // PROMPT_STEP) * PROMPT_STEP, self.config.max_seq_len)
         inputs = np.zeros((B, width), np.int32)
-        inputs[:, :T] = tokens_BT.cpu()  # what comes after a token does not change its logits
+        inputs[:, :T] = tokens_BT  # what comes after a token does not change its logits
         activations = self._forward(inputs)
-        if cache:
-            cache[0].begin(inputs[0, :T], activations.qkv[:, 0])
-        return _on_host(activations.logits[:, :T])
+        return activations, _on_host(activations.logits)[:, :T]
 
     def likeliest(self, prompt_ids: Sequence[int], n_tokens: int) -> list[int]:
         """Return what `sample.generate` gives at temperature 0, without a wait for each token.
@@ -188,6 +213,13 @@ class SampleModel:
         cache = self.new_cache()
         if not cache:
             raise ValueError(f"heads of {self.config.head_size} channels have no cache: use sample.generate")
-        logits_BTP = self(torch.tensor([list(prompt_ids)]), cache)
-        first = int(logits_BTP[0, -1, : self.config.vocab_size].argmax())
-        return [first, *cache[0].continue_likeliest(first, n_tokens - 1)]
+        logits_1TP = self(torch.tensor([list(prompt_ids)]), cache)
+        first = int(logits_1TP[0, -1, : self.config.vocab_size].argmax())
+        new = [first, *self._decoder.continue_likeliest(first, n_tokens - 1)]
+        cache[0].tokens += new[:-1]
+        return new
+
+
+def _on_host(x: Tensor) -> Tensor:
+    """Return a copy in the host's memory, on a CPU, too."""
+    return x.to("cpu", copy=True)

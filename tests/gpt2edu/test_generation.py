@@ -57,6 +57,9 @@ def test_the_scores_of_a_step_are_those_of_the_whole_text(dtype):
     steps += [engine.model(text[:, t : t + 1], cache)[0, -1].float() for t in range(2, CONFIG.max_seq_len)]
     near = {"fp32": 2e-5, "bf16": 2**-6}[dtype] * whole.abs().max()
     assert (torch.stack(steps) - whole[1:]).abs().max() <= near
+    engine.model(text[:, :2], engine.model.new_cache())  # takes the decoder away
+    cache[0].tokens = cache[0].tokens[:-1]
+    assert (engine.model(text[:, -1:], cache)[0, -1].float() - whole[-1]).abs().max() <= near
     with pytest.raises(ValueError, match="do not fit the context"):
         engine.model(text[:, :1], cache)
 
