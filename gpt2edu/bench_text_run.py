@@ -26,7 +26,7 @@ from gpt2edu.run import prepare_run
 from gpt2edu.train import BatchStream, TrainResult, train_step, validate
 
 WARMUP_SHARE = 5  # the learning rate rises over a fifth of the steps
-RUNS = ("torch:16", "torch:8", "numba:16")
+RUNS = ("torch:16", "torch:8", "numba:16", "sm_80:16")
 ALLOWED_SPREADS = 3  # of PyTorch's, between the training losses of the engines
 ALLOWED_VALIDATION = 0.02  # nats a token, between the last validation losses
 
@@ -44,7 +44,7 @@ def add_text_run(actions: Any) -> argparse.ArgumentParser:
         type=_run_of,
         default=[_run_of(run) for run in RUNS],
         metavar="ENGINE:B",
-        help=f"engine and micro-batch of each run (default {' '.join(RUNS)})",
+        help=f"engine and micro-batch of each run; sm_80 is numba with the A100's kernels (default {' '.join(RUNS)})",
     )
     option("-t", "--seq-len", type=int, default=1024, help="tokens of a sequence (default %(default)s)")
     option("-d", "--total-batch", type=int, default=32_768, help="tokens a step (default %(default)s)")
@@ -54,9 +54,9 @@ def add_text_run(actions: Any) -> argparse.ArgumentParser:
 
 
 def _run_of(text: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(torch|numba):(\d+)", text)
+    match = re.fullmatch(r"(torch|numba|sm_80):(\d+)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no run such as torch:16 or numba:8")
+        raise argparse.ArgumentTypeError(f"{text!r} is no run such as torch:16, numba:8 or sm_80:8")
     return match[1], int(match[2])
 
 
@@ -67,14 +67,13 @@ def bench_text_run(arguments: argparse.Namespace, device: torch.device) -> list[
         UsageError: the text is too short for one pass.
     """
     rows = [text_run(arguments, device, *run, SingleProcess()) for run in arguments.runs]
-    comparison = compare_engines(rows)
-    if comparison:
+    for comparison in compare_engines(rows):
         print(comparison)
     return rows
 
 
 def text_run(
-    arguments: argparse.Namespace, device: torch.device, backend: str, micro_batch: int, communicator: Communicator
+    arguments: argparse.Namespace, device: torch.device, engine: str, micro_batch: int, communicator: Communicator
 ) -> Row:
     """Train once and return the results row with the losses; all ranks take part and get the same.
 
@@ -82,7 +81,8 @@ def text_run(
         UsageError: the text is too short for one pass.
     """
     settings = TrainConfig(
-        backend=backend,
+        backend="torch" if engine == "torch" else "numba",
+        arch="sm_80" if engine == "sm_80" else None,
         train_pattern=arguments.train_pattern,
         val_pattern=arguments.val_pattern,
         model=arguments.model,
@@ -117,7 +117,7 @@ def text_run(
     shape = {"B": micro_batch, "T": settings.seq_len, "tokens": tokens, "L": config.n_layers, "C": config.channels}
     return {
         "op": "text_run",
-        "variant": f"{backend} engine, B={micro_batch}",
+        "variant": f"{engine} engine, B={micro_batch}",
         "dtype": run.engine.dtype,
         "shape": shape,
         "n_runs": len(times_ms),
@@ -135,6 +135,7 @@ def text_run(
 class Comparison:
     """How far apart the runs are, in nats a token; training losses by their mean distance over the later half."""
 
+    engine: str  # that is compared with PyTorch's
     spread: float  # training losses of PyTorch with two micro-batches
     difference: float  # training losses of the engines with the same micro-batch
     validation: float  # their last validation losses
@@ -147,22 +148,24 @@ class Comparison:
     def __str__(self) -> str:
         """Return the yardstick and the verdict in a line."""
         return (
-            f"training losses of the later half differ by {self.difference:.4f} nats between numba and torch, by "
-            f"{self.spread:.4f} between two runs of torch ({ALLOWED_SPREADS} times that is allowed); the last "
+            f"training losses of the later half differ by {self.difference:.4f} nats between {self.engine} and torch, "
+            f"by {self.spread:.4f} between two runs of torch ({ALLOWED_SPREADS} times that is allowed); the last "
             f"validation losses by {self.validation:.4f} ({ALLOWED_VALIDATION}): {'good' if self.holds else 'TOO FAR'}"
         )
 
 
-def compare_engines(rows: Sequence[Row]) -> Comparison | None:
-    """Return how far apart the engines are; None unless numba ran, and torch with the same and another micro-batch."""
+def compare_engines(rows: Sequence[Row]) -> list[Comparison]:
+    """Return how far each of our runs is from PyTorch's of the same micro-batch, if that and another one are there."""
+    found = []
     by_run = {(row["variant"].partition(" ")[0], row["shape"]["B"]): row for row in rows}
-    for (backend, micro_batch), ours in by_run.items():
+    for (engine, micro_batch), ours in by_run.items():
         theirs = by_run.get(("torch", micro_batch))
         others = [row for (name, B), row in by_run.items() if name == "torch" and B != micro_batch]
-        if backend == "numba" and theirs and others:
+        if engine != "torch" and theirs and others:
             last = [row["validation_loss"][-1][1] for row in (ours, theirs)]
-            return Comparison(distance(theirs, others[0]), distance(ours, theirs), abs(last[0] - last[1]))
-    return None
+            spread, difference = distance(theirs, others[0]), distance(ours, theirs)
+            found.append(Comparison(engine, spread, difference, abs(last[0] - last[1])))
+    return found
 
 
 def distance(one: Row, other: Row) -> float:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from gpt2edu.results import load_results
 
 GREY = "#808080"  # reads on white and on black
-COLOURS = ("#0284c7", "#d97706", "#059669")  # of the runs, in the order of the file
+COLOURS = ("#0284c7", "#d97706", "#059669", "#9333ea")  # of the runs, in the order of the file
 
 
 def text_run_figure() -> str:
