@@ -130,21 +130,48 @@ def plot_scaling(config: ModelConfig, flop_per_s: float, inside: Link, *networks
     plt.legend(fontsize=8)
 
 
+def show_measured_sending(name: str = "ranks") -> Table:
+    """Return what sending took on idle GPUs beside the prediction; one line says so where there are no numbers."""
+    rows = [
+        [
+            *(results.gpu, str(row["shape"]["ranks"]), row["variant"], row["dtype"], f"{row['median_ms']:,.1f}"),
+            *(_cell(row, "predicted_ms"), _cell(row, "bus_gb_per_s", "{:,.0f}")),
+        ]
+        for results in load_results(name)
+        for row in results.rows
+        if row["op"] == "sending"
+    ]
+    if not rows:
+        return Table(["results"], [[f"{name}: not measured yet"]])
+    header = ["GPU", "GPUs", "what", "dtype", "ms", "predicted", "GB/s sent"]
+    return Table(header, rows, "Measured; the gradients or weights of GPT-2 124M.")
+
+
 def show_measured_steps(name: str = "ranks") -> Table:
     """Return the measured steps on several GPUs beside the prediction; one line says so where there are none."""
     rows = []
     for results in load_results(name):
         for row in results.rows:
             if row["op"] == "step":
-                cells = [_cell(row, "efficiency", "{:.1%}"), _cell(row, "exposed_ms"), _cell(row, "predicted_ms")]
-                shape = row["shape"]
-                labels = [results.gpu, row["variant"], row["dtype"], str(shape["ranks"]), f"-z {shape['z']}"]
-                rows.append([*labels, f"{row['median_ms']:,.1f}", *cells])
+                shape, exposed = row["shape"], (_cell(row, "exposed_ms"), _cell(row, "after_backward_ms"))
+                labels = [results.gpu, row["variant"], str(shape["ranks"]), f"-z {shape['z']}"]
+                times = [f"{row['median_ms']:,.1f}", _cell(row, "predicted_ms"), _cell(row, "efficiency", "{:.1%}")]
+                rows.append([*labels, *times, *exposed])
     if not rows:
         return Table(["results"], [[f"{name}: not measured yet"]])
-    header = ["GPU", "engine", "dtype", "GPUs", "", "ms a step", "efficiency", "not hidden, ms", "predicted, ms a step"]
-    return Table(header, rows, "Measured; 524,288 tokens a step unless the file says otherwise.")
+    header = [
+        "GPU",
+        "engine",
+        "GPUs",
+        "",
+        "ms a step",
+        "predicted",
+        "efficiency",
+        "not hidden, ms",
+        "in one message, ms",
+    ]
+    return Table(header, rows, "Measured in bf16; 524,288 tokens a step unless the file says otherwise.")
 
 
-def _cell(row: Any, key: str, form: str = "{:,.1f}") -> str:
+def _cell(row: Any, key: str, form: str = "{:z,.1f}") -> str:
     return form.format(row[key]) if key in row else ""

@@ -45,13 +45,17 @@ def test_a_killed_rank(monkeypatch):
 
 def test_measured_steps(monkeypatch):
     row = {"op": "step", "variant": "numba", "dtype": "bf16", "shape": {"ranks": 2, "z": 1}, "median_ms": 437.0}
-    row |= {"efficiency": 0.987, "exposed_ms": 3.21, "predicted_ms": 435.5}
+    row |= {"efficiency": 0.987, "exposed_ms": 3.21, "after_backward_ms": 4.5, "predicted_ms": 435.5}
     alone = {"op": "step", "variant": "numba", "dtype": "bf16", "shape": {"ranks": 1, "z": 0}, "median_ms": 868.0}
-    results = SimpleNamespace(gpu="NVIDIA X", rows=[{"op": "sending"}, alone, row])
+    sending = {"op": "sending", "variant": "one message", "dtype": "fp32", "shape": {"ranks": 2}, "median_ms": 3.17}
+    sending |= {"predicted_ms": 0.7, "bus_gb_per_s": 78.5}
+    results = SimpleNamespace(gpu="NVIDIA X", rows=[sending, alone, row])
     monkeypatch.setattr(show_ranks, "load_results", lambda name: [results])
-    assert [line[3:] for line in show_ranks.show_measured_steps().rows] == [
-        ["1", "-z 0", "868.0", "", "", ""],
-        ["2", "-z 1", "437.0", "98.7%", "3.2", "435.5"],
+    assert [line[2:] for line in show_ranks.show_measured_steps().rows] == [
+        ["1", "-z 0", "868.0", "", "", "", ""],
+        ["2", "-z 1", "437.0", "435.5", "98.7%", "3.2", "4.5"],
     ]
+    assert show_ranks.show_measured_sending().rows == [["NVIDIA X", "2", "one message", "fp32", "3.2", "0.7", "78"]]
     monkeypatch.setattr(show_ranks, "load_results", lambda name: [])
-    assert show_ranks.show_measured_steps().rows == [["ranks: not measured yet"]]
+    for show in (show_ranks.show_measured_steps, show_ranks.show_measured_sending):
+        assert show().rows == [["ranks: not measured yet"]]
