@@ -154,6 +154,7 @@ def show_tokens(tokenizer: Any, text: str) -> Tokens:
     return Tokens(tokenizer, text)
 
 
+NO_BREAK = "\u00a0"  # a space at which no line is broken
 RATE = 6  # its place among the columns of `show_results`
 
 
@@ -179,7 +180,7 @@ def show_results(name: str, op: str | None = None, *, gpu: str | None = None) ->
     rows = [[*row[:RATE], row[RATE].removesuffix(f" {unit}"), *row[RATE + 1 :]] for row in rows]
     header = ["GPU", "op", "variant", "dtype", "shape", "ms (median)", unit or "rate", "of ceiling", "over torch"]
     shared = [column for column in (1, 3, 4) if len({row[column] for row in rows}) == 1]
-    common = ", ".join(rows[0][column] for column in shared)
+    common = ", ".join(rows[0][column] for column in shared).replace(NO_BREAK, " ")
     hidden = {*shared, *([0] if len(measured) == 1 else [])}  # said once, in the caption
     lines = [[cell for column, cell in enumerate(row) if column not in hidden] for row in [header, *rows]]
     return Table(lines[0], lines[1:], f"Measured on {'; '.join(measured)}{': ' * bool(common)}{common}.")
@@ -203,7 +204,7 @@ def show_peak_memory(name: str) -> Table:
 
 def _cells(row: Row) -> list[str]:
     """Return a results row as table cells, units in the header or beside the value."""
-    shape = ", ".join(f"{letter}={size}" for letter, size in row["shape"].items())
+    shape = f",{NO_BREAK}".join(f"{letter}={size}" for letter, size in row["shape"].items())
     rate = ""
     if "gb_per_s" in row:
         rate = f"{row['gb_per_s']:,.0f} GB/s"
