@@ -41,7 +41,22 @@ def add_steps(actions: Any) -> list[argparse.ArgumentParser]:
         option("--blocks", type=int, default=5, help="turns of each (default %(default)s)")
         option("--block-steps", type=int, default=5, help="timed steps in a turn (default %(default)s)")
         option("--warmup", type=int, default=3, help="untimed steps before the first turn (default %(default)s)")
+    parsers[1].add_argument(
+        "--sizes",
+        nargs="+",
+        type=_size_of,
+        default=[],
+        metavar="MODEL:B:TOKENS",
+        help="further models, micro-batches and tokens a step to measure after the first, such as d12:4:32768",
+    )
     return parsers
+
+
+def _size_of(text: str) -> tuple[str, int, int]:
+    model, *numbers = text.split(":")
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is no MODEL:B:TOKENS such as d12:4:32768")
+    return model, int(numbers[0]), int(numbers[1])
 
 
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +124,18 @@ def bench_train_loop(arguments: argparse.Namespace, device: torch.device) -> lis
 
 
 def bench_step(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
-    """Time the trainer with either engine, in the same run."""
+    """Time the trainer with either engine, in the same run, for the first size and the further ones."""
+    rows = []
+    first = (arguments.model, arguments.micro_batch, arguments.total_batch)
+    for model, micro_batch, total_batch in (first, *arguments.sizes):
+        size = {"model": model, "micro_batch": micro_batch, "total_batch": total_batch}
+        rows += _bench_size(argparse.Namespace(**(vars(arguments) | size)), device)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+def _bench_size(arguments: argparse.Namespace, device: torch.device) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="gpt2edu-bench-") as folder:
         torch_settings = train_settings(arguments, device, Path(folder))
         numba_settings = dataclasses.replace(torch_settings, backend="numba", compile=None)

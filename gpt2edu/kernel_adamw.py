@@ -12,6 +12,7 @@ Source: Rajbhandari et al. 2020, ZeRO: Memory Optimizations Toward Training Tril
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,13 +20,18 @@ from torch import Tensor
 
 from gpt2edu.config import ModelConfig
 from gpt2edu.distributed import Communicator
-from gpt2edu.optimizer import BETAS, EPSILON, merge_shards
+from gpt2edu.optimizer import BETAS, EPSILON, Span, merge_shards
 from gpt2edu.parameters import Shard, n_parameters, parameter_layout, shards_of_rank
 from gpt2edu.state_file import ROUNDING_SEED
 from kernels.adamw import adamw_update, round_weights
 from kernels.global_norm import squared_norm, sum_scratch_size
 from kernels.launch import Launch, Prepared
 from kernels.memory import cast
+
+
+def vector_spans(shards: Iterable[Shard]) -> list[Span]:
+    """Return the runs of layernorms and biases among the shards."""
+    return [span for span in merge_shards(shards) if not span.decayed]
 
 
 class Pieces:
@@ -95,9 +101,8 @@ class KernelAdamW:
         A layernorm's weight is near 1, where bfloat16 has steps of 1/128, and scales a whole channel: its noise would
         be the largest in the model. With the master weights at hand nothing is lost by rounding to nearest.
         """
-        in_state = self.shards if self.sharded else shards_of_rank(self._config, 0, 1)
-        vectors = [span for span in merge_shards(in_state) if not span.decayed]
-        places = [slice(span.state_offset, span.state_offset + span.size) for span in vectors]
+        spans = vector_spans(self.shards if self.sharded else shards_of_rank(self._config, 0, 1))
+        places = [slice(span.state_offset, span.state_offset + span.size) for span in spans]
         return Prepared(itertools.chain(*(cast.prepare(self._rounded[s], self.master[s]) for s in places)))
 
     def _places(self, n: int, n_ranks: int, device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -19,10 +19,12 @@ import torch
 
 from gpt2edu.bench_step import add_shape_options, train_settings
 from gpt2edu.bench_timing import Plan, measure_ceilings
+from gpt2edu.config import ModelConfig
 from gpt2edu.distributed import SingleProcess
 from gpt2edu.errors import Gpt2EduError, UsageError, run_main
+from gpt2edu.kernel_adamw import vector_spans
 from gpt2edu.machine import describe_machine
-from gpt2edu.parameters import n_parameters
+from gpt2edu.parameters import n_parameters, shards_of_rank
 from gpt2edu.passes import Passes
 from gpt2edu.results import RESULTS_DIR, Row, write_results
 from gpt2edu.run import Run, prepare_run
@@ -123,15 +125,18 @@ def step_parts(run: Run) -> list[Part]:
     passes = engine.recorded_passes(settings.micro_batch, settings.seq_len, run.n_micro_steps, RecordingPasses)
     passes.micro_step(1.0)
     passes.embedding_gradient()
-    return whole_step(passes.parts, run.n_micro_steps, n_parameters(engine.config), engine.dtype)
+    return whole_step(passes.parts, run.n_micro_steps, engine.config, engine.dtype)
 
 
-def whole_step(micro_step: list[Part], n_micro_steps: int, n: int, dtype: str) -> list[Part]:
-    """Return the parts of a step of `n` parameters: its beginning, each micro-step's parts, the norm and the update."""
+def whole_step(micro_step: list[Part], n_micro_steps: int, config: ModelConfig, dtype: str) -> list[Part]:
+    """Return the parts of a step of one rank: its beginning, each micro-step's parts, the norm and the update."""
+    n = n_parameters(config)
     bf16_bytes = 2 if dtype == "bf16" else 0
     start = [Part("zero", Work(n_bytes=4 * n)), Part("zero", Work())]
     end = [Part("total", Work())] * 2 + [Part("global_norm", Work(n_bytes=4 * n)), Part("global_norm", Work())]
     end += [Part("adamw_update", Work(n_bytes=(28 + bf16_bytes) * n))]
+    rounded = vector_spans(shards_of_rank(config, 0, 1)) if dtype == "bf16" else []
+    end += [Part("cast", Work(n_bytes=6 * span.size)) for span in rounded]
     return start + micro_step * n_micro_steps + end
 
 

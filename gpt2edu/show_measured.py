@@ -68,7 +68,8 @@ def measure_step_again() -> None:
         times = time_interleaved(step, n_blocks=1, block_steps=3, warmup=1, sync=torch.cuda.synchronize)
         (now,) = step_rows(times, "numba", run)
     ceiling = measure_ceilings(device, SHORT)["matmul_tflop_per_s"]
-    stored = [row for results in load_results("step") for row in results.rows if row["variant"] == "numba"]
+    rows = [row for results in load_results("step") for row in results.rows]
+    stored = [row for row in rows if (row["variant"], row["shape"]) == ("numba", now["shape"])]
     _verdict(now | {"ceiling_share": now["tflop_per_s"] / ceiling}, stored)
 
 

@@ -110,7 +110,7 @@ def show_floor(
     config: ModelConfig, B: int, T: int, n_micro_steps: int, *, tflop_per_s: float, gb_per_s: float
 ) -> Table:
     """Return the work of a bf16 step, and the least time that it takes at these two rates, a row an operation."""
-    parts = whole_step(micro_step_operations(config, B, T), n_micro_steps, n_parameters(config), "bf16")
+    parts = whole_step(micro_step_operations(config, B, T), n_micro_steps, config, "bf16")
     found = []
     for operation in dict.fromkeys(part.operation for part in parts):
         own = [part.work for part in parts if part.operation == operation and (part.work.flop or part.work.n_bytes)]

@@ -16,8 +16,8 @@ import math
 import numpy as np
 from numba import cuda, float32
 
-from kernels.elements import load, load_pack, load_packs, n_packs_of, store, store_pack, store_packs
-from kernels.elementwise import BLOCK, OWNED, PACK_STRIDE, PACKS, first_of_thread, grid_of, step_of_grid, whole_packs
+from kernels.elements import load, load8, load_pack, n_packs_of, store, store8, store_pack
+from kernels.elementwise import BLOCK, grid_of, whole_packs
 from kernels.launch import PACK, WARP_SIZE, Launch, ceil_div, launcher, n_packs, take
 from kernels.ptx import exp2, reciprocal
 from kernels.registry import kernel
@@ -49,15 +49,15 @@ def gelu_grad_device(x):
 
 @kernel("void(real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def gelu_forward_kernel(out_N, inp_N, whole):
-    """A thread owns two packs of 8 elements at once."""
-    x_16 = cuda.local.array(OWNED, float32)
-    i = first_of_thread()
+    """A thread owns packs of 8 elements."""
+    x_8 = cuda.local.array(PACK, float32)
+    i = cuda.grid(1) * PACK
     while i < whole:
-        load_packs(x_16, inp_N, i, PACK_STRIDE, whole, PACKS)
-        for j in range(OWNED):
-            x_16[j] = gelu_device(x_16[j])
-        store_packs(out_N, i, PACK_STRIDE, whole, x_16, PACKS)
-        i += step_of_grid()
+        load8(x_8, inp_N, i)
+        for j in range(PACK):
+            x_8[j] = gelu_device(x_8[j])
+        store8(out_N, i, x_8)
+        i += cuda.gridsize(1) * PACK
     i = whole + cuda.grid(1)
     while i < out_N.size:
         store(out_N, i, gelu_device(load(inp_N, i)))
@@ -66,17 +66,17 @@ def gelu_forward_kernel(out_N, inp_N, whole):
 
 @kernel("void(real[::1], real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def gelu_backward_kernel(grad_inp_N, grad_out_N, inp_N, whole):
-    """A thread owns two packs of 8 elements at once."""
-    x_16 = cuda.local.array(OWNED, float32)
-    grad_16 = cuda.local.array(OWNED, float32)
-    i = first_of_thread()
+    """A thread owns packs of 8 elements."""
+    x_8 = cuda.local.array(PACK, float32)
+    grad_8 = cuda.local.array(PACK, float32)
+    i = cuda.grid(1) * PACK
     while i < whole:
-        load_packs(x_16, inp_N, i, PACK_STRIDE, whole, PACKS)
-        load_packs(grad_16, grad_out_N, i, PACK_STRIDE, whole, PACKS)
-        for j in range(OWNED):
-            grad_16[j] *= gelu_grad_device(x_16[j])
-        store_packs(grad_inp_N, i, PACK_STRIDE, whole, grad_16, PACKS)
-        i += step_of_grid()
+        load8(x_8, inp_N, i)
+        load8(grad_8, grad_out_N, i)
+        for j in range(PACK):
+            grad_8[j] *= gelu_grad_device(x_8[j])
+        store8(grad_inp_N, i, grad_8)
+        i += cuda.gridsize(1) * PACK
     i = whole + cuda.grid(1)
     while i < grad_inp_N.size:
         store(grad_inp_N, i, load(grad_out_N, i) * gelu_grad_device(load(inp_N, i)))

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 from numba import cuda, float32
 
-from kernels.elements import load, load_packs, store, store_packs
-from kernels.elementwise import BLOCK, OWNED, PACK_STRIDE, PACKS, first_of_thread, grid_of, step_of_grid, whole_packs
-from kernels.launch import Launch, launcher, take
+from kernels.elements import load, load8, store, store8
+from kernels.elementwise import BLOCK, grid_of, whole_packs
+from kernels.launch import PACK, Launch, launcher, take
 from kernels.registry import kernel
 
 
 @kernel("void(real[::1], int64)", launch_bounds=BLOCK)
 def zero_kernel(out_N, whole):
-    """A thread owns two packs of 8 elements at once."""
-    zero_16 = cuda.local.array(OWNED, float32)
-    for j in range(OWNED):
-        zero_16[j] = float32(0)
-    i = first_of_thread()
+    """A thread owns packs of 8 elements."""
+    zero_8 = cuda.local.array(PACK, float32)
+    for j in range(PACK):
+        zero_8[j] = float32(0)
+    i = cuda.grid(1) * PACK
     while i < whole:
-        store_packs(out_N, i, PACK_STRIDE, whole, zero_16, PACKS)
-        i += step_of_grid()
+        store8(out_N, i, zero_8)
+        i += cuda.gridsize(1) * PACK
     i = whole + cuda.grid(1)
     while i < out_N.size:
         store(out_N, i, float32(0))
@@ -39,13 +39,13 @@ def zero_kernel(out_N, whole):
     launch_bounds=BLOCK,
 )
 def cast_kernel(out_N, inp_N, whole):
-    """A thread owns two packs of 8 elements at once."""
-    x_16 = cuda.local.array(OWNED, float32)
-    i = first_of_thread()
+    """A thread owns packs of 8 elements."""
+    x_8 = cuda.local.array(PACK, float32)
+    i = cuda.grid(1) * PACK
     while i < whole:
-        load_packs(x_16, inp_N, i, PACK_STRIDE, whole, PACKS)
-        store_packs(out_N, i, PACK_STRIDE, whole, x_16, PACKS)
-        i += step_of_grid()
+        load8(x_8, inp_N, i)
+        store8(out_N, i, x_8)
+        i += cuda.gridsize(1) * PACK
     i = whole + cuda.grid(1)
     while i < out_N.size:
         store(out_N, i, load(inp_N, i))

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 from numba import cuda, float32
 
-from kernels.elements import load, load_packs, store, store_packs
-from kernels.elementwise import BLOCK, OWNED, PACK_STRIDE, PACKS, first_of_thread, grid_of, step_of_grid, whole_packs
-from kernels.launch import Launch, launcher, take
+from kernels.elements import load, load8, store, store8
+from kernels.elementwise import BLOCK, grid_of, whole_packs
+from kernels.launch import PACK, Launch, launcher, take
 from kernels.registry import kernel
 
 
 @kernel("void(real[::1], real[::1], real[::1], int64)", launch_bounds=BLOCK)
 def residual_forward_kernel(out_N, inp_N, added_N, whole):
-    """A thread owns two packs of 8 elements at once."""
-    x_16 = cuda.local.array(OWNED, float32)
-    y_16 = cuda.local.array(OWNED, float32)
-    i = first_of_thread()
+    """A thread owns packs of 8 elements."""
+    x_8 = cuda.local.array(PACK, float32)
+    y_8 = cuda.local.array(PACK, float32)
+    i = cuda.grid(1) * PACK
     while i < whole:
-        load_packs(x_16, inp_N, i, PACK_STRIDE, whole, PACKS)
-        load_packs(y_16, added_N, i, PACK_STRIDE, whole, PACKS)
-        for j in range(OWNED):
-            x_16[j] += y_16[j]
-        store_packs(out_N, i, PACK_STRIDE, whole, x_16, PACKS)
-        i += step_of_grid()
+        load8(x_8, inp_N, i)
+        load8(y_8, added_N, i)
+        for j in range(PACK):
+            x_8[j] += y_8[j]
+        store8(out_N, i, x_8)
+        i += cuda.gridsize(1) * PACK
     i = whole + cuda.grid(1)
     while i < out_N.size:
         store(out_N, i, load(inp_N, i) + load(added_N, i))

@@ -21,8 +21,9 @@ from kernels.layernorm.arguments import rows_per_chunk, take_backward, take_forw
 from kernels.reduce import SUM_BLOCK, chunk_sum, warp_sum
 from kernels.registry import REAL_DTYPES, kernel
 
-BLOCK = 256
+BLOCK = 512
 WARPS = BLOCK // WARP_SIZE
+STATISTICS = 2 * WARPS  # of the rows of a block
 BACKWARD_BLOCK = 128
 BACKWARD_WARPS = BACKWARD_BLOCK // WARP_SIZE
 MAX_CHUNKS = 396  # of rows; 3 blocks on each of the 132 multiprocessors of an H100, all at once
@@ -56,26 +57,38 @@ def _forward_kernels(packs: int) -> SimpleNamespace:
                 x[p * PACK + j] = (x[p * PACK + j] - mean) * rstd * weight_8[j] + bias_8[j]
         return mean, rstd
 
+    @cuda.jit(device=True)
+    def store_statistics_device(mean_N, rstd_N, statistics, first):
+        """Store what the warps found of the block's rows, side by side: one row's alone would take a whole sector."""
+        cuda.syncthreads()  # all warps have their row's
+        n = first + cuda.threadIdx.x
+        if cuda.threadIdx.x < WARPS and n < mean_N.size:
+            mean_N[n] = statistics[cuda.threadIdx.x]
+            rstd_N[n] = statistics[WARPS + cuda.threadIdx.x]
+        cuda.syncthreads()  # they have been read: the next rows' may overwrite them
+
     @kernel(
         "void(real[:, ::1], float32[::1], float32[::1], real[:, ::1], real[::1], real[::1], float32)",
         name=f"layernorm_forward_{packs}_kernel",
         launch_bounds=BLOCK,
     )
     def layernorm_forward_kernel(out_NC, mean_N, rstd_N, inp_NC, weight_C, bias_C, eps):
-        """A warp owns rows; a lane owns every 32nd pack of 8 channels."""
+        """A warp owns a row of the block's at a time; a lane owns every 32nd pack of 8 channels."""
         x = cuda.local.array(owned, float32)
-        lane = cuda.threadIdx.x & 31
-        first = lane * PACK
-        C = weight_C.size
-        n = cuda.grid(1) >> 5
-        while n < inp_NC.shape[0]:
-            load_packs(x, inp_NC[n], first, LANE_STRIDE, C, packs)
-            mean, rstd = normalize_device(x, weight_C, bias_C, eps)
-            store_packs(out_NC[n], first, LANE_STRIDE, C, x, packs)
-            if lane == 0:
-                mean_N[n] = mean
-                rstd_N[n] = rstd
-            n += cuda.gridsize(1) >> 5
+        statistics = cuda.shared.array(STATISTICS, float32)
+        lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+        c, C = lane * PACK, weight_C.size
+        first = cuda.blockIdx.x * WARPS
+        while first < inp_NC.shape[0]:
+            n = first + warp
+            if n < inp_NC.shape[0]:
+                load_packs(x, inp_NC[n], c, LANE_STRIDE, C, packs)
+                mean, rstd = normalize_device(x, weight_C, bias_C, eps)
+                store_packs(out_NC[n], c, LANE_STRIDE, C, x, packs)
+                if lane == 0:
+                    statistics[warp], statistics[WARPS + warp] = mean, rstd
+            store_statistics_device(mean_N, rstd_N, statistics, first)
+            first += cuda.gridDim.x * WARPS
 
     @kernel(
         "void(real[:, ::1], real[:, ::1], float32[::1], float32[::1], real[:, ::1], real[:, ::1], real[::1], "
@@ -84,25 +97,27 @@ def _forward_kernels(packs: int) -> SimpleNamespace:
         launch_bounds=BLOCK,
     )
     def residual_layernorm_forward_kernel(residual_NC, out_NC, mean_N, rstd_N, inp_NC, added_NC, weight_C, bias_C, eps):
-        """A warp owns rows; a lane owns every 32nd pack of 8 channels."""
+        """A warp owns a row of the block's at a time; a lane owns every 32nd pack of 8 channels."""
         x = cuda.local.array(owned, float32)
         added = cuda.local.array(owned, float32)
-        lane = cuda.threadIdx.x & 31
-        first = lane * PACK
-        C = weight_C.size
-        n = cuda.grid(1) >> 5
-        while n < inp_NC.shape[0]:
-            load_packs(x, inp_NC[n], first, LANE_STRIDE, C, packs)
-            load_packs(added, added_NC[n], first, LANE_STRIDE, C, packs)
-            for j in range(owned):
-                x[j] = as_held(residual_NC[n], x[j] + added[j])  # what backward will find
-            store_packs(residual_NC[n], first, LANE_STRIDE, C, x, packs)
-            mean, rstd = normalize_device(x, weight_C, bias_C, eps)
-            store_packs(out_NC[n], first, LANE_STRIDE, C, x, packs)
-            if lane == 0:
-                mean_N[n] = mean
-                rstd_N[n] = rstd
-            n += cuda.gridsize(1) >> 5
+        statistics = cuda.shared.array(STATISTICS, float32)
+        lane, warp = cuda.threadIdx.x & 31, cuda.threadIdx.x >> 5
+        c, C = lane * PACK, weight_C.size
+        first = cuda.blockIdx.x * WARPS
+        while first < inp_NC.shape[0]:
+            n = first + warp
+            if n < inp_NC.shape[0]:
+                load_packs(x, inp_NC[n], c, LANE_STRIDE, C, packs)
+                load_packs(added, added_NC[n], c, LANE_STRIDE, C, packs)
+                for j in range(owned):
+                    x[j] = as_held(residual_NC[n], x[j] + added[j])  # what backward will find
+                store_packs(residual_NC[n], c, LANE_STRIDE, C, x, packs)
+                mean, rstd = normalize_device(x, weight_C, bias_C, eps)
+                store_packs(out_NC[n], c, LANE_STRIDE, C, x, packs)
+                if lane == 0:
+                    statistics[warp], statistics[WARPS + warp] = mean, rstd
+            store_statistics_device(mean_N, rstd_N, statistics, first)
+            first += cuda.gridDim.x * WARPS
 
     return SimpleNamespace(forward=layernorm_forward_kernel, residual=residual_layernorm_forward_kernel)
 

@@ -33,10 +33,15 @@ def test_step_compares_the_engines(tmp_path, monkeypatch):
     monkeypatch.setattr(
         bench_step, "trainer_step", lambda run: lambda: taken.append((run.settings.backend, type(run.engine).__name__))
     )
-    assert bench.main([*TINY, *ONCE, "--output", str(tmp_path)]) == 0
-    assert taken == 2 * [("numba", "NumbaEngine")] + 2 * [("torch", "TorchEngine")]  # one call untimed, one timed
+    assert bench.main([*TINY, *ONCE, "--sizes", "d2,h1,c16,t8,v60:2:32", "--output", str(tmp_path)]) == 0
+    one_size = 2 * [("numba", "NumbaEngine")] + 2 * [("torch", "TorchEngine")]  # one call untimed, one timed
+    assert taken == 2 * one_size
     (found,) = load_results("step", tmp_path)
-    numba, torch_row = found.rows
+    numba, torch_row, *further = found.rows
+    assert [(row["variant"], row["shape"]["B"], row["shape"]["tokens"], row["shape"]["L"]) for row in further] == [
+        ("numba", 2, 32, 2),
+        ("torch", 2, 32, 2),
+    ]
     assert (numba["op"], numba["variant"], torch_row["variant"]) == ("step", "numba", "torch")
     assert numba["shape"] == {"B": 1, "T": 8, "tokens": 8, "L": 1, "C": 16, "V": 60, "recompute": 0}
     assert numba["torch_ratio"] == pytest.approx(torch_row["median_ms"] / numba["median_ms"], rel=1e-3)
@@ -58,3 +63,9 @@ def test_the_bare_loop_learns(tmp_path):
     for _ in range(5):
         loop.step()
     assert loop.losses(loop.inputs_BT, loop.targets_BT).mean().item() < before - 0.1
+
+
+def test_sizes_that_are_none_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        bench.main([*TINY, "--sizes", "d12:4"])
+    assert "'d12:4' is no MODEL:B:TOKENS such as d12:4:32768" in capsys.readouterr().err
