@@ -24,3 +24,5 @@ LLMC_124M_CURVE = {
     15000: 3.3003,
     19560: 3.2722,
 }
+
+LLMC_A100_STEP_MS = 300.0  # of its 124M recipe on 8 x A100 80GB. Source: llm.c scripts/run_gpt2_124M.sh @ f1e2ace.

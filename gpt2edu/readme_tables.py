@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gpt2edu.errors import Gpt2EduError
+from gpt2edu.projection import find_measured, run_table, verdict
 from gpt2edu.results import Results, Row, load_results
 
 MARKERS = (
@@ -72,9 +74,18 @@ def _when(found: list[Results]) -> str:
     return ", ".join(dict.fromkeys(places))
 
 
+def projection_table() -> str:
+    """Return the projection to the A100 with what it is made of; empty where that is not measured."""
+    try:
+        measured = find_measured()
+    except Gpt2EduError:
+        return ""
+    return f"**{verdict(measured)}**\n\n{run_table(measured)._repr_markdown_()}"
+
+
 def tables() -> str:
     """Return what stands between the markers."""
-    return f"{steps_table()}\n\n{kernels_table()}"
+    return "\n\n".join(filter(None, (steps_table(), kernels_table(), projection_table())))
 
 
 def update_readme(path: Path) -> None:

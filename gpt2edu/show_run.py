@@ -19,6 +19,7 @@ import torch
 
 from gpt2edu.cli import FLAGS, parse_settings
 from gpt2edu.distributed import SingleProcess
+from gpt2edu.errors import Gpt2EduError
 from gpt2edu.evaluate import EvaluationModel, validation_loss
 from gpt2edu.flops import mfu, peak_flop_per_s
 from gpt2edu.hellaswag import Example
@@ -28,7 +29,8 @@ from gpt2edu.machine import Gpu, Machine, describe_machine
 from gpt2edu.manifest import Manifest
 from gpt2edu.plan import USABLE_MEMORY, Plan, make_plan, memory_bytes
 from gpt2edu.presets import PRESETS, Preset
-from gpt2edu.published import LLMC_124M_CURVE, LLMC_124M_STEPS, LLMC_TOKENS_PER_STEP
+from gpt2edu.projection import Measured, find_measured, run_table
+from gpt2edu.published import LLMC_124M_CURVE, LLMC_124M_STEPS, LLMC_A100_STEP_MS, LLMC_TOKENS_PER_STEP
 from gpt2edu.results import load_results
 from gpt2edu.run import prepare_run
 from gpt2edu.show import ROOT, Table
@@ -38,7 +40,6 @@ from gpt2edu.train import TrainResult, run_steps
 from gpt2edu.weights import load_model
 
 LLMC_FIRST_LOSS, LLMC_FIRST_NORM = 11.0091, 15.37  # of training step 0; source: the log that `published` names
-LLMC_A100_STEP_MS = 300.0  # 8 x A100 80GB; source: llm.c scripts/run_gpt2_124M.sh @ f1e2ace
 EVALUATION_BATCH = 16  # sequences
 
 
@@ -146,6 +147,14 @@ def show_sizes() -> Table:
         rows.append([f"`{preset.name}`", f"`{preset.settings.model}`", *numbers])
     header = ["preset", "`-e`", "tokens", "FLOP", "one GPU of at least", "hours on 8 H100", "dollars"]
     return Table(header, rows, "Estimates of `gpt2edu.plan`, nothing measured.")
+
+
+def show_projection(table: Callable[[Measured], Table] = run_table) -> Table:
+    """Return a table of the projection to the A100, `run_table` or `kernel_table`, or what is not measured yet."""
+    try:
+        return table(find_measured())
+    except Gpt2EduError as missing:
+        return Table(["projection"], [[str(missing)]])
 
 
 # --------------------------------------------------------------------------------------------------
