@@ -89,8 +89,24 @@ def _rows_per_chunk(M: int) -> int:
 
 
 def bias_scratch_size(M: int, N: int) -> int:
-    """Return the float32 elements that `matmul_grad_bias` needs in `scratch_S`."""
+    """Return the float32 elements that the gradient of the bias needs in `scratch_S`."""
     return ceil_div(M, _rows_per_chunk(M)) * N
+
+
+def check_scratch(scratch_S, M: int, N: int) -> None:
+    """Check that there is enough scratch memory for the gradient of a bias.
+
+    Raises:
+        ValueError: It is too small.
+    """
+    if scratch_S.size < bias_scratch_size(M, N):
+        raise ValueError(f"scratch_S has {scratch_S.size} elements; {bias_scratch_size(M, N)} are needed for {M} x {N}")
+
+
+def finish_column_sums(grad_bias_N, scratch_S, n_chunks: int, stream: object) -> Launch:
+    """Return the launch that adds the sums of the chunks, rows of N in the scratch memory, to the gradient."""
+    grid = ceil_div(grad_bias_N.size, WARP_SIZE)
+    return Launch(finish_column_sums_kernel, grid, SUM_BLOCK, (grad_bias_N, scratch_S, n_chunks), stream)
 
 
 @launcher
@@ -109,14 +125,12 @@ def matmul_grad_bias(grad_bias_N, scratch_S, grad_out_MN, stream=0):
         real={"grad_out_MN": grad_out_MN}, float32={"grad_bias_N": grad_bias_N, "scratch_S": scratch_S}
     )
     M, N = sizes.M, sizes.N
-    if sizes.S < bias_scratch_size(M, N):
-        raise ValueError(f"scratch_S has {sizes.S} elements; {bias_scratch_size(M, N)} are needed for {M} x {N}")
+    check_scratch(arrays.scratch_S, M, N)
     chunk_rows = _rows_per_chunk(M)
     n_chunks = ceil_div(M, chunk_rows)
     whole = n_packs(N, arrays.grad_out_MN) * PACK
     sums = (arrays.scratch_S, arrays.grad_out_MN.reshape(M * N), N, chunk_rows, whole)
-    finish = (arrays.grad_bias_N, arrays.scratch_S, n_chunks)
     return [
         Launch(chunk_column_sums_kernel, n_chunks * ceil_div(N, TILE), BLOCK, sums, stream),
-        Launch(finish_column_sums_kernel, ceil_div(N, WARP_SIZE), SUM_BLOCK, finish, stream),
+        finish_column_sums(arrays.grad_bias_N, arrays.scratch_S, n_chunks, stream),
     ]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from kernels.gelu import gelu_backward, gelu_forward
 from kernels.launch import Launch, address, launcher, take
+from kernels.matmul.bias import check_scratch, matmul_grad_bias
 from kernels.residual import residual_forward
 
 SIGNATURES = (
@@ -57,6 +58,10 @@ class Product:
     """Added to the output."""
     activated: object | None = None
     """What GELU was applied to in the forward pass: the output is multiplied by GELU's derivative there."""
+    grad_bias: object | None = None
+    """Gets the sums of `a` over the terms added: beside the gradient of a weight, that of the bias."""
+    scratch: object | None = None
+    """Memory for parts of those sums."""
 
     def arguments(self) -> tuple:
         """Return the arguments of a kernel; without a bias `a` stands in its place, unread."""
@@ -186,24 +191,46 @@ def grad_input_launcher(step: Step, *, fused: bool = False) -> Callable[..., Non
     return matmul_grad_input
 
 
-def grad_weight_launcher(step: Step) -> Callable[..., None]:
-    """Make the launcher of a step for the gradient of the weight."""
+def bias_apart(step: Step, product: Product, stream: object) -> list[Launch]:
+    """Launch a product that gradients of weights are, and the kernels for the gradient of the bias after it."""
+    launches = step(replace(product, grad_bias=None, scratch=None), stream)
+    if product.grad_bias is not None:
+        grad_out_MN = product.a.reshape(product.K, product.I)
+        launches += matmul_grad_bias.prepare(product.grad_bias, product.scratch, grad_out_MN, stream=stream)
+    return launches
+
+
+def grad_weight_launcher(step: Step, *, fused: bool = False) -> Callable[..., None]:
+    """Make the launcher of a step for the gradient of the weight; `fused` tells that it takes that of the bias, too."""
 
     @launcher
-    def matmul_grad_weight(grad_weight_NK, grad_out_MN, inp_MK, accumulate=True, stream=0):
-        """Take the gradient of a linear layer with respect to its weight.
+    def matmul_grad_weight(
+        grad_weight_NK, grad_out_MN, inp_MK, accumulate=True, *, grad_bias_N=None, scratch_S=None, stream=0
+    ):
+        """Take the gradient of a linear layer with respect to its weight, and to its bias if that is given.
 
         Reads    grad_out_MN, inp_MK: float32 or bfloat16, C-contiguous, on the device.
-        Writes   grad_weight_NK float32 (+=), or (=) if `accumulate` is False.
+        Writes   grad_weight_NK float32 (+=), or (=) if `accumulate` is False; grad_bias_N float32 (+=) and scratch_S
+                 float32 (=), at least `bias_scratch_size(M, N)` (both may be None).
         Work     2*M*N*K flop, (M*K + M*N)*itemsize + 8*N*K bytes: bound by arithmetic for GPT-2's sizes.
         Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul.py).
-        Raises   ValueError if a shape or dtype disagrees; nothing is launched then.
+        Raises   ValueError if a shape or dtype disagrees, or only one of grad_bias_N and scratch_S is given; nothing
+                 is launched then.
         Source   Goto and van de Geijn 2008 (tiling); compare llm.c llmc/matmul.cuh @ f1e2ace.
         Book     Chapter 05.
         """
+        if (grad_bias_N is None) != (scratch_S is None):
+            raise ValueError("grad_bias_N and scratch_S belong together: give both or neither")
         real = {"grad_out_MN": grad_out_MN, "inp_MK": inp_MK}
-        arrays, sizes = take(real=real, float32={"grad_weight_NK": grad_weight_NK})
-        flat = (_flat(arrays.grad_weight_NK), _flat(arrays.grad_out_MN), _flat(arrays.inp_MK))
-        return step(Product(*flat, sizes.N, sizes.K, sizes.M, False, False, accumulate=accumulate), stream)
+        float32 = {"grad_weight_NK": grad_weight_NK, "grad_bias_N": grad_bias_N, "scratch_S": scratch_S}
+        arrays, sizes = take(real=real, float32=float32)
+        if scratch_S is not None:
+            check_scratch(arrays.scratch_S, sizes.M, sizes.N)
+        product = Product(
+            _flat(arrays.grad_weight_NK), _flat(arrays.grad_out_MN), _flat(arrays.inp_MK),
+            sizes.N, sizes.K, sizes.M, False, False,
+            accumulate=accumulate, grad_bias=arrays.grad_bias_N, scratch=arrays.scratch_S,
+        )  # fmt: skip
+        return step(product, stream) if fused else bias_apart(step, product, stream)
 
     return matmul_grad_weight

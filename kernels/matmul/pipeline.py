@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from numba import cuda, int64, uint8, uint32, uint64
+from numba import cuda, int32, int64, uint8, uint32, uint64
 
 from kernels.accumulators import pack_accumulators, zero_words
 from kernels.launch import ceil_div
@@ -71,14 +71,14 @@ def n_tiles(product: Product) -> int:
 
 
 @cuda.jit(device=True)
-def start_block_device():
-    """Make the barriers, and return the address of the shared memory."""
+def start_block_device(readers):
+    """Make the barriers, and return the address of the shared memory; so many arrivals free a stage."""
     memory = cuda.shared.array(0, uint8, 1024)
     base = (shared_address(memory, 0) + 1023) & 0xFFFFFC00
     if cuda.threadIdx.x == 0:
         for stage in range(STAGES):
             mbarrier_init(base + FULL_AT + 8 * stage, 1)
-            mbarrier_init(base + EMPTY_AT + 8 * stage, CONSUMERS)
+            mbarrier_init(base + EMPTY_AT + 8 * stage, readers)
         for box in range(CONSUMERS * STAGING):
             mbarrier_init(base + STAGED_AT + 8 * box, 1)
         mbarrier_init_fence()
@@ -125,13 +125,13 @@ def make_producer(layout: str) -> Callable:
         tma_prefetch_map(map_a)
         tma_prefetch_map(map_b)
         tiles = n_tiles_device(I, J)
-        used = 0
-        item = cuda.blockIdx.x
+        used = int32(0)
+        item = int32(cuda.blockIdx.x)
         while item < tiles * slices:
             index = divide_device(item, tiles)
-            first_i, first_j = tile_place_device(item - index * tiles, I, J)
-            step = slice_start_device(index, slices, K)
-            end = slice_start_device(index + 1, slices, K)
+            i, j = tile_place_device(item - index * tiles, I, J)
+            first_i, first_j = int32(i), int32(j)
+            step, end = int32(slice_start_device(index, slices, K)), int32(slice_start_device(index + 1, slices, K))
             while step < end:
                 stage = used & IN_RING
                 # the wait for the phase before the first passes at once: the ring is empty
@@ -139,9 +139,9 @@ def make_producer(layout: str) -> Callable:
                 load_stage_device(
                     base + stage * STAGE_BYTES, base + FULL_AT + 8 * stage, map_a, map_b, first_i, first_j, step * TERMS
                 )
-                used += 1
-                step += 1
-            item += cuda.gridDim.x
+                used = int32(used + 1)
+                step = int32(step + 1)
+            item = int32(item + cuda.gridDim.x)
 
     return produce_device
 

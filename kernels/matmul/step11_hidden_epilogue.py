@@ -31,6 +31,7 @@ from kernels.matmul.pipeline import (
     ACCUMULATORS,
     BLOCK,
     CONSUMER_REGISTERS,
+    CONSUMERS,
     EMPTY_AT,
     IN_RING,
     PRODUCER_REGISTERS,
@@ -66,7 +67,7 @@ def make_kernel(layout: str, epilogue: str):
     @kernel(SIGNATURE, name=f"{layout}_{epilogue}_kernel", architectures=("sm_90a",), launch_bounds=(BLOCK, 1))
     def matmul_kernel(map_a, map_b, map_out, map_more, bias, I, J, K, has_bias, accumulate):  # noqa: E741
         """A block owns 128 x 256 outputs at a time; warp group 0 produces, 1 and 2 consume."""
-        base = start_block_device()
+        base = start_block_device(CONSUMERS)
         warp_group = warp_uniform(cuda.threadIdx.x // WARP_GROUP)
         if warp_group == 0:
             decrease_registers(PRODUCER_REGISTERS)
@@ -149,4 +150,4 @@ def step(product: Product, stream: object) -> list[Launch]:
 
 matmul_forward = forward_launcher(step, fused=True)
 matmul_grad_input = grad_input_launcher(step, fused=True)
-matmul_grad_weight = grad_weight_launcher(step)
+matmul_grad_weight = grad_weight_launcher(step, fused=True)

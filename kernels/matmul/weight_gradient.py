@@ -9,6 +9,8 @@ since they share what they read. How the pieces of a tile become one sum, always
   before its own, so all end: there are no more blocks than multiprocessors.
 - In one round they all end together and would stand in a queue. Each stores its part apart, and a second kernel adds.
 
+The gradient of the bias, if it is wanted, is summed beside it (`column_sums.py`), a part for each slice.
+
 Flat arrays: I rows, J columns, K terms.
 """
 
@@ -23,7 +25,9 @@ from kernels.accumulators import store_float_box, zero_accumulators
 from kernels.architecture import n_multiprocessors
 from kernels.host import to_device
 from kernels.launch import Launch, address, ceil_div
-from kernels.matmul.common import Product
+from kernels.matmul.bias import finish_column_sums
+from kernels.matmul.column_sums import SUMMERS, parts_of, sum_columns_device
+from kernels.matmul.common import Product, bias_apart
 from kernels.matmul.hopper import (
     BOX,
     BOX_BYTES,
@@ -37,11 +41,9 @@ from kernels.matmul.hopper import (
 from kernels.matmul.pipeline import (
     ACCUMULATORS,
     BLOCK,
-    CONSUMER_REGISTERS,
     CONSUMERS,
     EMPTY_AT,
     IN_RING,
-    PRODUCER_REGISTERS,
     SHARED_BYTES,
     STAGING,
     STAGING_AT,
@@ -76,7 +78,13 @@ from kernels.registry import kernel
 from kernels.tensor_map import TensorMap
 from kernels.wgmma import wgmma_wait_for
 
-SIGNATURE = "void(uint64[::1], uint64[::1], uint64[::1], int32[::1], int64, int64, int64, int64, int64, int64)"
+SIGNATURE = (
+    "void(uint64[::1], uint64[::1], uint64[::1], int32[::1], float32[::1], int64, int64, int64, int64, int64, int64, "
+    "int64)"
+)
+
+PRODUCER_REGISTERS, CONSUMER_REGISTERS = 56, 224
+"""The warps that sum need more than a mere producer."""
 
 BOX_J = ROW_BYTES // 4  # columns of a box of float32
 zeros = zero_accumulators(ACCUMULATORS)
@@ -146,14 +154,16 @@ def pass_turn_device(turns, turn, index, slices, apart):
 
 
 @kernel(SIGNATURE, architectures=("sm_90a",), launch_bounds=(BLOCK, 1))
-def grad_weight_kernel(map_a, map_b, map_out, turns, I, J, K, slices, apart, accumulate):  # noqa: E741
-    """A block owns one slice of 128 x 256 outputs at a time; warp group 0 produces, 1 and 2 consume."""
-    base = start_block_device()
+def grad_weight_kernel(map_a, map_b, map_out, turns, sums_S, I, J, K, slices, apart, accumulate, bias_parts):  # noqa: E741
+    """A block owns one slice of 128 x 256 outputs at a time; warp group 0 produces and sums, 1 and 2 consume."""
+    base = start_block_device(CONSUMERS + SUMMERS if bias_parts else CONSUMERS)
     warp_group = warp_uniform(cuda.threadIdx.x // WARP_GROUP)
     if warp_group == 0:
         decrease_registers(PRODUCER_REGISTERS)
         if cuda.threadIdx.x == 0:
             produce_device(base, map_a, map_b, I, J, K, slices)
+        elif bias_parts and 32 <= cuda.threadIdx.x < 32 + 32 * SUMMERS:
+            sum_columns_device(base, sums_S, I, J, K, slices, bias_parts)
     else:
         increase_registers(CONSUMER_REGISTERS)
         consumer, thread = warp_group - 1, cuda.threadIdx.x & (WARP_GROUP - 1)
@@ -216,7 +226,7 @@ def _turns(size: int, stream: object):
 def step(product: Product, stream: object) -> list[Launch]:
     """Launch a block for each multiprocessor, or use the portable step where TMA cannot read the operands."""
     if not takes_tma(product) or address(product.out) % 16:
-        return portable_step(product, stream)
+        return bias_apart(portable_step, product, stream)
     tiles = n_tiles(product)
     slices = slices_of(tiles, product.K, n_multiprocessors())
     apart = 1 < slices and tiles * slices <= n_multiprocessors()
@@ -226,8 +236,15 @@ def step(product: Product, stream: object) -> list[Launch]:
     else:
         map_out = matrix_map(product.out, product.I, product.J, (BOX, BOX_J))
     maps = [*operand_maps(product, TILE_I, TILE_J), map_out]
-    sizes = (product.I, product.J, product.K, slices, int(apart), int(product.accumulate))
-    arguments = (*(tensor_map.array for tensor_map in maps), _turns(tiles * CONSUMERS, stream), *sizes)
+    has_bias = product.grad_bias is not None
+    parts = parts_of(product, slices) if has_bias else 0
+    arrays = (_turns(tiles * CONSUMERS, stream), product.scratch if has_bias else product.out)
+    numbers = (product.I, product.J, product.K, slices, int(apart), int(product.accumulate), parts)
+    arguments = (*(tensor_map.array for tensor_map in maps), *arrays, *numbers)
     grid = min(n_multiprocessors(), tiles * slices)
     launches = [Launch(grad_weight_kernel, grid, BLOCK, arguments, stream, SHARED_BYTES)]
-    return launches + ([sum_slices(product.out, out, slices, product.accumulate, stream)] if apart else [])
+    if apart:
+        launches.append(sum_slices(product.out, out, slices, product.accumulate, stream))
+    if has_bias:
+        launches.append(finish_column_sums(product.grad_bias, product.scratch, slices * parts, stream))
+    return launches

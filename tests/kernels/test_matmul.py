@@ -225,13 +225,18 @@ def test_slices_of_the_weight_gradient(multiprocessors, hopper, monkeypatch, run
     monkeypatch.setattr(weight_gradient, "n_multiprocessors", lambda: multiprocessors)
     inp, _, _, grad_out = random_case(shape, "bfloat16")
     grad_weight = host.to_device(np.full((N, K), 0.5), "float32")
-    prepared = matmul_grad_weight.prepare(grad_weight, *(host.to_device(x, "bfloat16") for x in (grad_out, inp)))
+    grad_bias = host.to_device(np.full(N, 0.5), "float32")
+    scratch = host.to_device(np.full(bias_scratch_size(M, N) + 8, 0.25), "float32")
+    arguments = [host.to_device(x, "bfloat16") for x in (grad_out, inp)]
+    prepared = matmul_grad_weight.prepare(grad_weight, *arguments, grad_bias_N=grad_bias, scratch_S=scratch)
     prepared()
     check(host.values(grad_weight), reference.matmul_grad_weight, (grad_out, inp), "float32", 0.5)
+    check(host.values(grad_bias), reference.matmul_grad_bias, (grad_out,), "float32", 0.5)
+    assert (host.values(scratch)[2 * N :] == 0.25).all(), "more than a row a slice was written"
     turns = prepared[0].arguments[3]
     assert turns.size >= 4
     assert not host.to_host(turns).any()  # ready for the next launch
-    run_every_way(prepared, grad_weight)  # the order of the sum is the same with any number of blocks
+    run_every_way(prepared, grad_weight, grad_bias)  # the order of the sum is the same with any number of blocks
 
 
 def test_slices_fill_the_multiprocessors():
@@ -282,6 +287,20 @@ def test_grad_bias(shape, dtype, run_every_way):
     check(result, reference.matmul_grad_bias, (grad_out,), "float32", before)
 
 
+@pytest.mark.parametrize("shape", [(5, 19, 7), (72, 24, 264)])
+def test_grad_weight_and_bias_at_once(shape, hopper, run_every_way):
+    """Where TMA can move the operands, the sums are taken beside the product; elsewhere by kernels of their own."""
+    M, N, K = shape
+    inp, _, _, grad_out = random_case(shape, "bfloat16")
+    grad_weight, grad_bias = (host.to_device(np.full(s, 0.5), "float32") for s in ((N, K), N))
+    scratch = host.to_device(np.zeros(bias_scratch_size(M, N)), "float32")
+    arguments = [host.to_device(x, "bfloat16") for x in (grad_out, inp)]
+    prepared = matmul_grad_weight.prepare(grad_weight, *arguments, grad_bias_N=grad_bias, scratch_S=scratch)
+    (result,) = run_every_way(prepared, grad_bias)
+    check(result, reference.matmul_grad_bias, (grad_out,), "float32", 0.5)
+    assert len(prepared) == (2 if N % 8 == 0 else 3)
+
+
 def test_reference_is_torch():
     inp, weight, bias, grad_out = random_case((4, 5, 6), "float32")
     tensors = [torch.tensor(x, requires_grad=True) for x in (inp, weight, bias)]
@@ -304,6 +323,15 @@ def test_refusals_and_signatures():
     with pytest.raises(ValueError, match="scratch_S has 5 elements; 10 are needed"):
         wide = host.to_device(np.zeros((33, 5)), "float32")
         matmul_grad_bias(bias, bias, wide)
+        matmul_grad_weight(
+            weight,
+            host.to_device(np.zeros((33, 5)), "float32"),
+            host.to_device(np.zeros((33, 6)), "float32"),
+            grad_bias_N=bias,
+            scratch_S=bias,
+        )
+    with pytest.raises(ValueError, match="grad_bias_N and scratch_S belong together"):
+        matmul_grad_weight(weight, out, inp, grad_bias_N=bias)
     with pytest.raises(ValueError, match="pre_activation_MN and residual_MN exclude each other"):
         matmul_forward(out, inp, weight, pre_activation_MN=out, residual_MN=out)
     with pytest.raises(ValueError, match="accumulate and pre_activation_MK exclude each other"):
