@@ -134,7 +134,7 @@ def show_measured_sending(name: str = "ranks") -> Table:
     """Return what sending took on idle GPUs beside the prediction; one line says so where there are no numbers."""
     rows = [
         [
-            *(results.gpu, str(row["shape"]["ranks"]), row["variant"], row["dtype"], f"{row['median_ms']:,.1f}"),
+            *(f"{row['shape']['ranks']} {results.gpu}", row["variant"], row["dtype"], f"{row['median_ms']:,.1f}"),
             *(_cell(row, "predicted_ms"), _cell(row, "bus_gb_per_s", "{:,.0f}")),
         ]
         for results in load_results(name)
@@ -143,7 +143,7 @@ def show_measured_sending(name: str = "ranks") -> Table:
     ]
     if not rows:
         return Table(["results"], [[f"{name}: not measured yet"]])
-    header = ["GPU", "GPUs", "what", "dtype", "ms", "predicted", "GB/s sent"]
+    header = ["GPUs", "what", "dtype", "ms", "predicted", "GB/s sent"]
     return Table(header, rows, "Measured; the gradients or weights of GPT-2 124M.")
 
 
@@ -154,22 +154,12 @@ def show_measured_steps(name: str = "ranks") -> Table:
         for row in results.rows:
             if row["op"] == "step":
                 shape, exposed = row["shape"], (_cell(row, "exposed_ms"), _cell(row, "after_backward_ms"))
-                labels = [results.gpu, row["variant"], str(shape["ranks"]), f"-z {shape['z']}"]
+                labels = [f"{shape['ranks']} {results.gpu}", row["variant"], str(shape["z"])]
                 times = [f"{row['median_ms']:,.1f}", _cell(row, "predicted_ms"), _cell(row, "efficiency", "{:.1%}")]
                 rows.append([*labels, *times, *exposed])
     if not rows:
         return Table(["results"], [[f"{name}: not measured yet"]])
-    header = [
-        "GPU",
-        "engine",
-        "GPUs",
-        "",
-        "ms a step",
-        "predicted",
-        "efficiency",
-        "not hidden, ms",
-        "in one message, ms",
-    ]
+    header = ["GPUs", "engine", "-z", "ms a step", "predicted", "efficiency", "not hidden, ms", "in one message, ms"]
     return Table(header, rows, "Measured in bf16; 524,288 tokens a step unless the file says otherwise.")
 
 

@@ -51,11 +51,11 @@ def test_measured_steps(monkeypatch):
     sending |= {"predicted_ms": 0.7, "bus_gb_per_s": 78.5}
     results = SimpleNamespace(gpu="NVIDIA X", rows=[sending, alone, row])
     monkeypatch.setattr(show_ranks, "load_results", lambda name: [results])
-    assert [line[2:] for line in show_ranks.show_measured_steps().rows] == [
-        ["1", "-z 0", "868.0", "", "", "", ""],
-        ["2", "-z 1", "437.0", "435.5", "98.7%", "3.2", "4.5"],
+    assert show_ranks.show_measured_steps().rows == [
+        ["1 NVIDIA X", "numba", "0", "868.0", "", "", "", ""],
+        ["2 NVIDIA X", "numba", "1", "437.0", "435.5", "98.7%", "3.2", "4.5"],
     ]
-    assert show_ranks.show_measured_sending().rows == [["NVIDIA X", "2", "one message", "fp32", "3.2", "0.7", "78"]]
+    assert show_ranks.show_measured_sending().rows == [["2 NVIDIA X", "one message", "fp32", "3.2", "0.7", "78"]]
     monkeypatch.setattr(show_ranks, "load_results", lambda name: [])
     for show in (show_ranks.show_measured_steps, show_ranks.show_measured_sending):
         assert show().rows == [["ranks: not measured yet"]]
