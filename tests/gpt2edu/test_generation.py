@@ -24,6 +24,9 @@ else:  # more than one part of keys, and longer prompts
     DTYPES = ["fp32", "bf16"]
 
 
+NEAR = {"fp32": 1e-4, "bf16": 2**-5}  # of the greatest score: how far two orders of summing may lead
+
+
 def bold_engine(config=CONFIG, **settings):
     """An engine whose likeliest token depends on the text, and is seldom nearly equal to the next."""
     engine = make_engine(config, **settings)
@@ -35,16 +38,27 @@ def greedy(engine, prompt, n, **options):
     return list(generate(engine.model, prompt, n, temperature=0, **options))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("prompt", PROMPTS, ids=len)
-def test_the_likeliest_tokens_are_those_of_the_whole_text(prompt, dtype):
-    engine = bold_engine(dtype=dtype)
+def test_the_likeliest_tokens_are_those_of_the_whole_text(prompt):
+    engine = bold_engine(dtype="fp32")
     n = CONFIG.max_seq_len - len(prompt)  # up to the end of the context
     tokens = greedy(engine, prompt, n)
     assert tokens == greedy(engine, prompt, n, use_cache=False)
     assert tokens == engine.model.likeliest(prompt, n)
     assert len(set(tokens)) > min(n, 20) // 3
     assert max(tokens) < CONFIG.vocab_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", PROMPTS, ids=len)
+def test_in_bf16_the_likeliest_tokens_are_nearly_so_in_the_whole_text(prompt):
+    engine = make_engine(CONFIG, dtype="bf16")
+    n = CONFIG.max_seq_len - len(prompt)
+    tokens = greedy(engine, prompt, n)
+    assert tokens == engine.model.likeliest(prompt, n)
+    whole = engine.model(torch.tensor([prompt + tokens[:-1]]))[0, len(prompt) - 1 :, : CONFIG.vocab_size].float()
+    behind = whole.amax(1) - whole[torch.arange(n), torch.tensor(tokens)]
+    assert behind.max() <= NEAR["bf16"] * whole.abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,7 +69,7 @@ def test_the_scores_of_a_step_are_those_of_the_whole_text(dtype):
     cache = engine.model.new_cache()
     steps = [engine.model(text[:, :2], cache)[0, -1].float()]
     steps += [engine.model(text[:, t : t + 1], cache)[0, -1].float() for t in range(2, CONFIG.max_seq_len)]
-    near = {"fp32": 2e-5, "bf16": 2**-6}[dtype] * whole.abs().max()
+    near = NEAR[dtype] * whole.abs().max()
     assert (torch.stack(steps) - whole[1:]).abs().max() <= near
     engine.model(text[:, :2], engine.model.new_cache())  # takes the decoder away
     cache[0].tokens = cache[0].tokens[:-1]

@@ -42,10 +42,24 @@ def prepared(qkv, H, t, dtype):
     return launches, out
 
 
+def attend(qkv, H, t):
+    """The formula for the query at t alone, in the type of its argument."""
+    B, _, E = qkv.shape
+    heads = qkv[:, : t + 1].reshape(B, t + 1, 3, H, E // (3 * H))
+    query, keys, values = heads[:, t, 0], heads[:, :, 1], heads[:, :, 2]
+    scores = np.einsum("bhd,bshd->bhs", query, keys) / np.sqrt(query.shape[-1]).astype(qkv.dtype)
+    weights = np.exp(scores - scores.max(2, keepdims=True))
+    return np.einsum("bhs,bshd->bhd", weights / weights.sum(2, keepdims=True), values).reshape(B, E // 3)
+
+
 def check(result, qkv, H, t, dtype):
-    expected = reference.attention_forward(qkv[:, : t + 1], H)[0][:, t]
-    plain = reference.attention_forward(qkv[:, : t + 1].astype(np.float32), H)[0][:, t]
+    expected, plain = attend(qkv, H, t), attend(qkv.astype(np.float32), H, t)
     assert host.max_error(result, expected) <= host.error_bound(plain, expected, dtype)
+
+
+def test_the_formula_is_the_last_row_of_that_for_all_queries():
+    qkv = case(2, 9, 3, 8, "float32")
+    np.testing.assert_allclose(attend(qkv, 3, 7), reference.attention_forward(qkv, 3)[0][:, 7], atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
