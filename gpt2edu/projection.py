@@ -148,13 +148,7 @@ def kernel_ms(measured: Measured, row: Row, case: str) -> float:
 
 
 def project(measured: Measured, case: str, n_gpus: int) -> Projection:
-    """Return a step of the recipe on `n_gpus` A100 of one machine, with micro-batches of 64 sequences, -r 0 and -z 1.
-
-    Args:
-        measured: the profile and its ceilings.
-        case: "low" or "high", of the A100's ceilings.
-        n_gpus: up to 8.
-    """
+    """Return a step of the recipe on up to 8 A100 of one machine: micro-batches of 64 sequences, -r 0, -z 1."""
     ms = {row["op"]: kernel_ms(measured, row, case) for row in measured.kernels}
     own_ms = sum(ms[op] for op in ON_EVERY_GPU if op in ms)
     shared_ms = sum(ms.values()) - own_ms
@@ -231,6 +225,14 @@ def verdict(measured: Measured) -> str:
         f"Projection to {NODE_GPUS} x A100, not run: {minutes[1]:,.0f} to {minutes[0]:,.0f} minutes, {where} more than "
         f"{LIMIT_MINUTES}; llm.c's author measured {minutes_of(LLMC_A100_STEP_MS):.0f}."
     )
+
+
+def projection_line() -> str:
+    """Return the verdict, or what is not measured yet."""
+    try:
+        return f"{verdict(find_measured())} Its arithmetic: python -m gpt2edu.projection"
+    except Gpt2EduError as missing:
+        return str(missing)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

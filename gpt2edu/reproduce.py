@@ -17,6 +17,7 @@ from gpt2edu.launcher import launched_world
 from gpt2edu.machine import describe_machine
 from gpt2edu.plan import Plan, choice_lines, large_work, make_plan, plan_details, plan_text
 from gpt2edu.presets import PRESETS
+from gpt2edu.projection import RECIPE, projection_line
 from gpt2edu.reproduction import Reproduction, announce, train_here
 from gpt2edu.stages import RunFolder
 
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dry_run:
         if rank == 0:
             print(plan_text(plan))
+            if plan.preset is RECIPE:
+                print(f"\n{projection_line()}")
         return 0
     folder = data_dir(options.data_dir)
     work = Reproduction(plan, RunFolder(options.out or folder / "runs" / plan.preset.name), folder, options.restarts)

@@ -172,14 +172,15 @@ def test_the_command_says_what_is_measured_and_what_is_not(tmp_path, capsys):
 
 
 def test_chapter_and_readme_show_it_or_say_that_it_is_missing(tmp_path, measured, monkeypatch):
-    for module in (show_run, readme_tables):
+    for module in (show_run, readme_tables, projection):
         monkeypatch.setattr(module, "find_measured", lambda: measured)
     table = show_run.show_projection()
     assert [row[0] for row in table.rows[:2]] == ["1 x A100, low", "1 x A100, high"]
     assert "Projection, not run" in table.caption
     assert projection.verdict(measured) in readme_tables.projection_table()
     assert len(show_run.show_projection(projection.kernel_table).rows) == len(PROFILE) - 1
-    for module in (show_run, readme_tables):
+    assert projection.projection_line().startswith(projection.verdict(measured))
+    for module in (show_run, readme_tables, projection):
         monkeypatch.setattr(module, "find_measured", lambda: find_measured(tmp_path / "empty"))
-    assert "not measured yet" in repr(show_run.show_projection())
+    assert "not measured yet" in repr(show_run.show_projection()) and "\n" not in projection.projection_line()
     assert readme_tables.projection_table() == ""

@@ -90,9 +90,11 @@ def test_dry_run_starts_nothing(tmp_path, capsys, monkeypatch):
     assert reproduce.main(["--dry-run", "--data-dir", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("8 x NVIDIA A100") and "9,890,693,120" in printed and "$/h each" in printed
+    assert printed.count("rojection to") == 1
     assert not list(tmp_path.iterdir())
     reproduce.main(["--dry-run", "--gpus", "0"])
-    assert "preset laptop" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "preset laptop" in printed and "rojection" not in printed
 
 
 def consent_in(monkeypatch, *, terminal, answer=None):
