@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import math
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import torch
 
 from gpt2edu.cli import FLAGS, parse_settings
@@ -231,6 +231,6 @@ def book_prose(chapters: Iterable[str]) -> list[str]:
     """Return the prose of chapters such as `03_model`, a document each."""
     documents = []
     for chapter in chapters:
-        notebook = nbformat.read(Path(ROOT) / "book" / f"{chapter}.ipynb", as_version=4)
-        documents.append("\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown"))
+        cells = json.loads((Path(ROOT) / "book" / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
+        documents.append("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"))
     return documents
