@@ -22,7 +22,7 @@ from kernels.encoder import encoder_backward, encoder_forward
 from kernels.gelu import gelu_forward
 from kernels.launch import Prepared
 from kernels.layernorm import layernorm_backward, layernorm_forward
-from kernels.matmul import matmul_forward, matmul_grad_bias, matmul_grad_input, matmul_grad_weight
+from kernels.matmul import matmul_forward, matmul_grad_input, matmul_grad_weight
 
 
 class Passes:
@@ -183,6 +183,5 @@ class Passes:
         grad_bias: Tensor,
         **epilogue: Tensor,
     ) -> None:
-        self._do(matmul_grad_bias, grad_bias, self.a.scratch, grad_out)
-        self._do(matmul_grad_weight, grad_weight, grad_out, inp)
+        self._do(matmul_grad_weight, grad_weight, grad_out, inp, grad_bias_N=grad_bias, scratch_S=self.a.scratch)
         self._do(matmul_grad_input, grad_inp, grad_out, weight, **epilogue)

@@ -18,21 +18,22 @@ KERNEL_FILES = ("matmul", "attention", "layernorm", "classifier", "adamw", "gelu
 def steps_table() -> str:
     """Return the table of training steps, from all `step` and `train_loop` files."""
     lines = [
-        "| GPU | program | ms a step | tokens/s | TFLOP/s | speed over PyTorch |",
-        "|---|---|---:|---:|---:|---:|",
+        "| GPU | program | size | ms a step | tokens/s | TFLOP/s | speed over PyTorch |",
+        "|---|---|---|---:|---:|---:|---:|",
     ]
     found: list[Results] = load_results("step") + load_results("train_loop")
     for results in found:
         for row in results.rows:
             program = row["variant"] if results.name == "train_loop" else f"trainer, {row['variant']} engine"
             rate = f"{row['tokens_per_s']:,.0f} | {row['tflop_per_s']:,.0f} | {row['torch_ratio']:.3f}"
-            lines.append(f"| {results.gpu} | {program} | {row['median_ms']:,.0f} | {rate} |")
+            shape = row["shape"]
+            size = f"d{shape['L']}, B={shape['B']}, {shape['tokens']:,} tokens"
+            lines.append(f"| {results.gpu} | {program} | {size} | {row['median_ms']:,.1f} | {rate} |")
     if not found:
         return "Not measured yet: `python -m gpt2edu.bench step` on a GPU writes the first row."
-    shape = found[0].rows[0]["shape"]
     lines += [
         "",
-        f"One GPU, {shape['tokens']:,} tokens a step, B={shape['B']}, T={shape['T']}. PyTorch is that of the same run: "
+        "One GPU; d12 is GPT-2 124M, B sequences of 1,024 tokens run at once. PyTorch is that of the same run: "
         f"the trainer with its engine and `torch.compile`, or a bare loop. Measured: {_when(found)}.",
     ]
     return "\n".join(lines)

@@ -56,8 +56,11 @@ def matmul_grad_input(grad_inp, grad_out, weight, pre_activation_MK=None):
 
 
 @on_host
-def matmul_grad_weight(grad_weight, grad_out, inp):
+def matmul_grad_weight(grad_weight, grad_out, inp, grad_bias_N=None, scratch_S=None):
     grad_weight += rows(grad_out).T @ rows(inp)
+    if grad_bias_N is not None:
+        grad_bias = as_array(grad_bias_N, "grad_bias_N")
+        grad_bias += rows(grad_out).sum(0)
 
 
 @on_host
