@@ -83,12 +83,6 @@ def mbarrier_expect(typing_context, address, n_bytes):
 
 
 @instruction
-def mbarrier_arrive(typing_context, address):
-    """Arrive once [mbarrier: mbarrier.arrive]."""
-    return types.void(types.uint32), _effects("mbarrier.arrive.shared::cta.b64 _, [$0];", "r")
-
-
-@instruction
 def mbarrier_arrive_if(typing_context, address, predicate):
     """Arrive once if `predicate` is not 0, without a branch [mbarrier: mbarrier.arrive]."""
     text = "{ .reg .pred p; setp.ne.b32 p, $1, 0; @p mbarrier.arrive.shared::cta.b64 _, [$0]; }"
@@ -229,16 +223,6 @@ def bulk_wait_read(typing_context, n_pending):
 def fence_async_shared(typing_context):
     """Let later TMA stores and wgmma see what this thread wrote to shared memory [membar: fence.proxy.async]."""
     return types.void(), _effects("fence.proxy.async.shared::cta;", "")
-
-
-# ---- registers to shared memory ------------------------------------------------------------------------------------
-
-
-@instruction
-def stmatrix_x4(typing_context, address, word_0, word_1, word_2, word_3):
-    """Store four 8x8 matrices of 16-bit elements: `ldmatrix_x4` backwards [Warp Level Matrix: stmatrix]."""
-    text = "stmatrix.sync.aligned.m8n8.x4.shared.b16 [$0], {$1, $2, $3, $4};"
-    return types.void(*[types.uint32] * 5), _effects(text, "rrrrr")
 
 
 # ---- warps and warp groups -----------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-# ruff: noqa: D103 (the descriptions are in kernels/accumulators.py and kernels/ptx_hopper.py)
-"""The stand-ins of `kernels.accumulators`, and `stmatrix`."""
+# ruff: noqa: D103 (the descriptions are in kernels/accumulators.py)
+"""The stand-ins of `kernels.accumulators`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from kernels.simulator.api import warp_collective
 from kernels.simulator.elements import narrow
-from kernels.simulator.execution import FULL_MASK, Values, current_thread
+from kernels.simulator.execution import FULL_MASK, current_thread
 
 ROW_BYTES = 128
 BOX_BYTES = 64 * ROW_BYTES
@@ -29,25 +29,6 @@ def _pack(floats) -> np.ndarray:
 
 def pack_accumulators(n):
     return lambda acc: tuple(_pack(acc).tolist())
-
-
-# ---- stmatrix ------------------------------------------------------------------------------------------------------
-
-
-def stmatrix_x4(address: int, word_0: int, word_1: int, word_2: int, word_3: int) -> None:
-    shared = current_thread().block.shared
-    shared.note_written(slice(int(address), int(address) + 16))  # by the thread that names the row
-
-    def combine(values: Values) -> Values:
-        held = np.array([values[lane][1] for lane in range(32)], np.uint32)  # word m of lane l: row l // 4, a pair
-        pairs = np.stack([held & 0xFFFF, held >> 16], axis=-1).astype(np.uint16)  # lane, matrix, element of the pair
-        matrices = pairs.transpose(1, 0, 2).reshape(4, 8, 8)
-        for lane in range(32):
-            row = shared.bytes_at(values[lane][0], 16)
-            row[:] = np.ascontiguousarray(matrices[lane // 8, lane % 8]).view(np.uint8)
-        return {}
-
-    warp_collective("stmatrix_x4", FULL_MASK, (address, (word_0, word_1, word_2, word_3)), combine)
 
 
 # ---- boxes ---------------------------------------------------------------------------------------------------------

@@ -122,10 +122,6 @@ def mbarrier_expect(address: int, n_bytes: int) -> None:
     find_barrier(address).arrive(int(n_bytes))
 
 
-def mbarrier_arrive(address: int) -> None:
-    find_barrier(address).arrive()
-
-
 def mbarrier_arrive_if(address: int, predicate: int) -> None:
     barrier = find_barrier(address)
     if predicate:

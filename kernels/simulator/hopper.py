@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.simulator.accumulators import stmatrix_x4  # noqa: F401
 from kernels.simulator.barriers import (  # noqa: F401 (the rest of the stand-ins)
     barrier_arrive,
     barrier_sync,
     decrease_registers,
     find_barrier,
     increase_registers,
-    mbarrier_arrive,
     mbarrier_arrive_if,
     mbarrier_expect,
     mbarrier_init,

@@ -358,7 +358,7 @@ def test_reading_what_only_another_thread_has_waited_for(they_meet):
             ptx_hopper.mbarrier_expect(16000, 8192)
             ptx_hopper.tma_load_2d(0, words, 0, 0, 16000)
             ptx_hopper.mbarrier_wait(16000, 0)
-            ptx_hopper.mbarrier_arrive(16008)
+            ptx_hopper.mbarrier_arrive_if(16008, 1)
         cuda.syncwarp()
         if they_meet == "at a block barrier":
             cuda.syncthreads()
