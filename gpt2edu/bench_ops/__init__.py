@@ -33,6 +33,7 @@ OPS = {
     "layernorm_forward": "layernorm", "layernorm_backward": "layernorm", "residual_layernorm": "layernorm",
     "matmul_forward": "matmul", "matmul_grad_input": "matmul", "matmul_grad_weight": "matmul",
     "matmul_grad_bias": "matmul", "matmul_bias_gelu": "matmul", "matmul_grad_input_gelu": "matmul",
+    "matmul_grad_weight_bias": "matmul",
     "attention_forward": "attention", "attention_backward": "attention",
     "attention_decode": "attention",
 }  # fmt: skip

@@ -52,7 +52,8 @@ def product_cases(device: torch.device, sizes: Sizes) -> list[Case]:
 def matmul_cases(device: torch.device, sizes: Sizes) -> list[Case]:
     """The three products at every shape, and what goes with them."""
     M, N, K = _gpt2_products(sizes)[0]
-    beside = [_bias_gelu(device, M, N, K), _grad_input_gelu(device, M, K, N), _grad_bias(device, M, N)]
+    beside = [_bias_gelu(device, M, N, K), _grad_input_gelu(device, M, K, N)]
+    beside += [_grad_weight_bias(device, M, N, K), _grad_bias(device, M, N)]
     return product_cases(device, sizes) + beside
 
 
@@ -145,7 +146,7 @@ def _grad_bias(device: torch.device, M: int, N: int) -> Case:
     )
 
 
-# ---- a product and the GELU that follows, as one kernel or as two --------------------------------------------------
+# ---- a product and what goes with it, as one kernel or as two --------------------------------------------------------
 
 
 def _in_order(*prepared: Call) -> Call:
@@ -154,6 +155,42 @@ def _in_order(*prepared: Call) -> Call:
             launches()
 
     return run
+
+
+def _grad_weight_bias(device: torch.device, M: int, N: int, K: int) -> Case:
+    rows = sampled_rows(N, device)
+
+    def make(draw: Draw) -> Buffers:
+        gradients = {"grad_weight": draw.normal(N, K, dtype=torch.float32)}
+        gradients["grad_bias"] = draw.normal(N, dtype=torch.float32)
+        scratch = draw.unwritten(matmul.bias_scratch_size(M, N), dtype=torch.float32)
+        return Buffers(grad_out=draw.normal(M, N), inp=draw.normal(M, K), scratch=scratch, **gradients)
+
+    def gradients(grad_out: Tensor, inp: Tensor) -> tuple[Tensor, Tensor]:
+        return grad_out.T @ inp, grad_out.sum(0)
+
+    def apart(b: Buffers, stream: Any) -> Call:
+        product = matmul.matmul_grad_weight.prepare(b.grad_weight, b.grad_out, b.inp, stream=stream)
+        return _in_order(product, matmul.matmul_grad_bias.prepare(b.grad_bias, b.scratch, b.grad_out, stream=stream))
+
+    def fused(b: Buffers, stream: Any) -> Call:
+        return matmul.matmul_grad_weight.prepare(
+            b.grad_weight, b.grad_out, b.inp, grad_bias_N=b.grad_bias, scratch_S=b.scratch, stream=stream
+        )
+
+    def reference(b: Buffers) -> tuple[Expected, ...]:
+        product, total = gradients(b.grad_out[:, rows].double(), b.inp.double())
+        return Expected(b.grad_weight[rows] + product, rows), Expected(b.grad_bias[rows] + total, rows)
+
+    return _case(
+        "matmul_grad_weight_bias", M, N, K,
+        make=make,
+        outputs=("grad_weight", "grad_bias"),
+        ours={"two_kernels": apart, "production": fused},
+        theirs=eager_and_compiled(gradients, lambda b: (b.grad_out, b.inp), device),
+        reference=reference,
+        arrange=lambda b, results: (b.grad_weight + results[0], b.grad_bias + results[1]),
+    )  # fmt: skip
 
 
 def _bias_gelu(device: torch.device, M: int, N: int, K: int) -> Case:
