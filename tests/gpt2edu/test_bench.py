@@ -10,7 +10,7 @@ from gpt2edu.errors import Gpt2EduError, UsageError
 from gpt2edu.results import load_results, stamp_results, write_results
 
 ROW = {"op": "step", "variant": "trainer, torch engine", "dtype": "bf16", "n_runs": 25}
-ROW |= {"shape": {"B": 64, "T": 1024, "tokens": 524288}, "median_ms": 1000.0, "min_ms": 999.0, "max_ms": 1001.0}
+ROW |= {"shape": {"B": 64, "T": 1024, "tokens": 524288, "L": 12}, "median_ms": 1e3, "min_ms": 999.0, "max_ms": 1001.0}
 ROW |= {"tokens_per_s": 524288.0, "tflop_per_s": 421.254, "torch_ms": 990.0, "torch_ratio": 0.99}
 
 
@@ -66,7 +66,10 @@ def test_readme_tables_hold_the_numbers_of_the_files(tmp_path, monkeypatch):
     for _ in range(2):  # a second time changes nothing
         readme_tables.update_readme(readme)
         text = readme.read_text()
-        assert "| NVIDIA H100 | trainer, torch engine | 1,000 | 524,288 | 421 | 0.990 |" in text
+        assert (
+            "| NVIDIA H100 | trainer, torch engine | d12, B=64, 524,288 tokens | 1,000.0 | 524,288 | 421 | 0.990 |"
+            in text
+        )
         assert "| gelu_forward | N=65,536, F=3,072 | 0.280 | 2,876 GB/s | 98% | 1.01 |" in text
         assert text.count("gelu_forward") == 1
         assert text.startswith("# Title\n" + readme_tables.MARKERS[0]) and text.endswith("\nafter\n")
