@@ -97,7 +97,7 @@ def find_measured(folder: Path = RESULTS_DIR) -> Measured:
                 profile, product, Ceilings(round(product["tflop_per_s"], 1), profile.ceilings["copy_gb_per_s"])
             )
     raise Gpt2EduError(
-        "projection to the A100: not measured yet; python -m gpt2edu.profile --arch sm_80 and python -m gpt2edu.bench "
+        "projection to the A100: not measured yet: python -m gpt2edu.profile --arch sm_80 and python -m gpt2edu.bench "
         "matmul on one GPU measure what it is made of"
     )
 
@@ -184,13 +184,13 @@ def run_table(measured: Measured) -> Table:
     """
     rows = []
     for found in (project(measured, case, n_gpus) for n_gpus in (1, NODE_GPUS) for case in A100):
-        summands = f"{found.shared_ms:,.1f} / {found.n_gpus} + {found.own_ms:.1f} + {found.idle_ms:.1f}"
-        arithmetic = f"{summands} + {found.exposed_ms:.1f} = {found.step_ms:,.1f}"
+        computing = f"{found.shared_ms:,.1f} / {found.n_gpus} + {found.own_ms:.1f} + {found.idle_ms:.1f}"
+        arithmetic = f"{computing} + {found.exposed_ms:.1f} = {found.step_ms:,.1f}"
         rows.append([f"{found.n_gpus} x A100, {found.case}", arithmetic, *_run_cells(found.step_ms, found.n_gpus)])
     published = _run_cells(LLMC_A100_STEP_MS, NODE_GPUS)
     rows.append([f"{NODE_GPUS} x A100, llm.c, published", f"{LLMC_A100_STEP_MS:.0f}", *published])
-    header = ["", "ms a step: shared kernels / GPUs + own kernels + idle + sending", "minutes", "dollars", "MFU"]
-    return Table(header, rows, _sources(measured))
+    summands = "ms a step: kernels that GPUs share / GPUs + kernels that each runs itself + idle + sending."
+    return Table(["", "ms a step", "minutes", "dollars", "MFU"], rows, f"{summands} {_sources(measured)}")
 
 
 def _run_cells(step_ms: float, n_gpus: int) -> list[str]:

@@ -153,8 +153,8 @@ def show_projection(table: Callable[[Measured], Table] = run_table) -> Table:
     """Return a table of the projection to the A100, `run_table` or `kernel_table`, or what is not measured yet."""
     try:
         return table(find_measured())
-    except Gpt2EduError as missing:
-        return Table(["projection"], [[str(missing)]])
+    except Gpt2EduError:
+        return Table(["projection"], [["not measured yet"]])
 
 
 # --------------------------------------------------------------------------------------------------
