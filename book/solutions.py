@@ -72,5 +72,7 @@ def page(paths: list[Path]) -> str:
         parts.append(f"## {title}\n\n[To the exercises]({path.name}#exercises)\n")
         for exercise in found:
             task = exercise.task.removesuffix(exercise.link).rstrip()
-            parts.append(f"### {exercise.name}\n\n{task}\n\n```python\n{exercise.code}\n```\n\n{exercise.why}\n")
+            # a directive, which Ruff leaves as it is: lines are as short as in the chapter
+            code = f"```{{code-block}} python\n{exercise.code}\n```"
+            parts.append(f"### {exercise.name}\n\n{task}\n\n{code}\n\n{exercise.why}\n")
     return "\n".join(parts)
