@@ -33,6 +33,7 @@ LANE_STRIDE = WARP_SIZE * PACK  # channels between the packs of a lane
 def _forward_kernels(packs: int) -> SimpleNamespace:
     """Make the forward kernels for rows of up to `packs` packs a lane."""
     owned = packs * PACK  # channels of a lane
+    bounds = BLOCK if packs == 3 else (BLOCK, 1)  # let ptxas take the registers that four packs need
 
     @cuda.jit(device=True)
     def normalize_device(x, weight_C, bias_C, eps):
@@ -70,7 +71,7 @@ def _forward_kernels(packs: int) -> SimpleNamespace:
     @kernel(
         "void(real[:, ::1], float32[::1], float32[::1], real[:, ::1], real[::1], real[::1], float32)",
         name=f"layernorm_forward_{packs}_kernel",
-        launch_bounds=BLOCK,
+        launch_bounds=bounds,
     )
     def layernorm_forward_kernel(out_NC, mean_N, rstd_N, inp_NC, weight_C, bias_C, eps):
         """A warp owns a row of the block's at a time; a lane owns every 32nd pack of 8 channels."""
@@ -94,7 +95,7 @@ def _forward_kernels(packs: int) -> SimpleNamespace:
         "void(real[:, ::1], real[:, ::1], float32[::1], float32[::1], real[:, ::1], real[:, ::1], real[::1], "
         "real[::1], float32)",
         name=f"residual_layernorm_forward_{packs}_kernel",
-        launch_bounds=BLOCK,
+        launch_bounds=bounds,
     )
     def residual_layernorm_forward_kernel(residual_NC, out_NC, mean_N, rstd_N, inp_NC, added_NC, weight_C, bias_C, eps):
         """A warp owns a row of the block's at a time; a lane owns every 32nd pack of 8 channels."""
