@@ -26,8 +26,9 @@ test-all: environment ## the same with the larger sweeps
 test-gpu: environment ## the tests and the chapters' cells that need an NVIDIA GPU
 	@$(BIN)/python tools/run_checks.py --gpu $(PARTS)
 
-test-multi-gpu: environment ## the tests that need several NVIDIA GPUs
+test-multi-gpu: environment ## the tests that need several NVIDIA GPUs, and their measured run; TEXT=shards/text adds 300 steps on that
 	$(BIN)/python -m pytest tests -m multi_gpu
+	$(BIN)/python -m gpt2edu.bench ranks $(if $(TEXT),-i "$(TEXT)_train_*.bin" -j "$(TEXT)_val_*.bin")
 
 lint: environment ## style and notebook form
 	@$(BIN)/python tools/run_checks.py lint

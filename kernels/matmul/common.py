@@ -137,7 +137,7 @@ def forward_launcher(step: Step, *, fused: bool = False) -> Callable[..., None]:
 
         Reads    inp_MK, weight_NK, bias_N, residual_MN (these two may be None): float32 or bfloat16, C-contiguous, on
                  the device.
-        Writes   out_MN, pre_activation_MN (may be None) (=), of the same dtype. out_MN may be residual_MN.
+        Writes   out_MN, pre_activation_MN (may be None) (=), of the same dtype.
         Work     2*M*N*K flop, (M*K + N*K + M*N)*itemsize bytes: bound by arithmetic for GPT-2's sizes.
         Error    max abs error <= 2x that of the NumPy same-dtype version against fp64 (test_matmul.py).
         Raises   ValueError if a shape or dtype disagrees, or both a pre-activation and a residual are given; nothing is

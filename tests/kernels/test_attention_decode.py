@@ -79,17 +79,18 @@ def test_same_bits_every_way(run_every_way):
 
 
 def test_one_preparation_serves_every_position():
-    qkv = case(1, 140, 1, 8, "float32")
+    qkv = case(1, 140, 4, 8, "float32")
     position = on_device(0)
-    out, scratch = (host.to_device(np.zeros(shape), "float32") for shape in ((1, 8), (100,)))
-    launches = attention_decode.prepare(out, scratch, host.to_device(qkv, "float32"), 1, position)
+    shapes = (1, 32), attention_decode_scratch_size(1, 140, 4, 8)
+    out, scratch = (host.to_device(np.zeros(shape), "float32") for shape in shapes)
+    launches = attention_decode.prepare(out, scratch, host.to_device(qkv, "float32"), 4, position)
     for t in (139, 3, 128):
         if SIMULATED:
             position[0] = t
         else:
             position.copy_to_device(np.array([t], np.int32))
         launches()
-        check(host.values(out), qkv, 1, t, "float32")
+        check(host.values(out), qkv, 4, t, "float32")
 
 
 def test_refusals():
