@@ -75,6 +75,28 @@ def _when(found: list[Results]) -> str:
     return ", ".join(dict.fromkeys(places))
 
 
+def ranks_table() -> str:
+    """Return the table of steps on several GPUs, from all `ranks` files; nothing where there are none."""
+    found = load_results("ranks")
+    lines = [
+        "| GPUs | engine | sharded | ms a step | predicted | tokens/s | MFU | efficiency |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for results in found:
+        for row in results.rows:
+            if row["op"] == "step":
+                shape, sharded = row["shape"], "`-z 1`" if row["shape"]["z"] else "`-z 0`"
+                predicted = f"{row['predicted_ms']:,.1f}" if "predicted_ms" in row else ""
+                speed = f"{predicted} | {row['tokens_per_s']:,.0f} | {row['mfu']:.1%} | "
+                speed += f"{row['efficiency']:.1%}" if "efficiency" in row else ""
+                name = f"{shape['ranks']} x {results.gpu}"
+                lines.append(f"| {name} | {row['variant']} | {sharded} | {row['median_ms']:,.1f} | {speed} |")
+    if not found:
+        return ""
+    lines += ["", f"GPT-2 124M, B=64, 524,288 tokens a step over all GPUs, fp32 gradients. Measured: {_when(found)}."]
+    return "\n".join(lines)
+
+
 def projection_table() -> str:
     """Return the projection to the A100 with what it is made of; empty where that is not measured."""
     try:
@@ -86,7 +108,7 @@ def projection_table() -> str:
 
 def tables() -> str:
     """Return what stands between the markers."""
-    return "\n\n".join(filter(None, (steps_table(), kernels_table(), projection_table())))
+    return "\n\n".join(filter(None, (steps_table(), ranks_table(), kernels_table(), projection_table())))
 
 
 def update_readme(path: Path) -> None:

@@ -58,6 +58,8 @@ def test_readme_tables_hold_the_numbers_of_the_files(tmp_path, monkeypatch):
     write_results("train_loop", [ROW], {}, gpu="NVIDIA H100", driver="580", command="x", folder=tmp_path)
     kernel = {"op": "gelu_forward", "variant": "production", "dtype": "bf16", "shape": {"N": 65_536, "F": 3072}}
     kernel |= {"median_ms": 0.28, "min_ms": 0.27, "max_ms": 0.3, "gb_per_s": 2876.0, "ceiling_share": 0.98}
+    ranks = ROW | {"variant": "numba", "shape": ROW["shape"] | {"ranks": 2, "z": 1}, "mfu": 0.4835, "efficiency": 0.969}
+    write_results("ranks", [ranks], {}, gpu="NVIDIA H100", driver="580", command="x", folder=tmp_path)
     rows = [kernel | {"torch_ratio": 1.01}, kernel | {"variant": "torch", "torch_ratio": 1.0}]
     write_results("gelu", rows, {}, gpu="NVIDIA H100", driver="580", command="x", folder=tmp_path)
     monkeypatch.setattr(readme_tables, "load_results", lambda name: load_results(name, tmp_path))
@@ -71,6 +73,7 @@ def test_readme_tables_hold_the_numbers_of_the_files(tmp_path, monkeypatch):
             in text
         )
         assert "| gelu_forward | N=65,536, F=3,072 | 0.280 | 2,876 GB/s | 98% | 1.01 |" in text
+        assert "| 2 x NVIDIA H100 | numba | `-z 1` | 1,000.0 |  | 524,288 | 48.4% | 96.9% |" in text
         assert text.count("gelu_forward") == 1
         assert text.startswith("# Title\n" + readme_tables.MARKERS[0]) and text.endswith("\nafter\n")
 
