@@ -84,7 +84,7 @@ def choose_token(tokens_T, position_1, logits_P, V, stream=0):
 
     Reads    logits_P: float32 or bfloat16, of which those from V on are padding; position_1 int32, from 0 to T-1 (not
              checked); all C-contiguous, on the device.
-    Writes   tokens_T int32 at the position after position_1, and position_1 int32 (+= 1).
+    Writes   tokens_T int32 (=) at the position after position_1, and position_1 int32 (+=), by one.
     Work     V comparisons, V*itemsize bytes: one block's time for reading the scores.
     Error    none: the choice is that of NumPy's argmax (test_next_token.py).
     Raises   ValueError if a shape or dtype disagrees, V is not from 1 to P or more than 2**24, or logits_P is not made
