@@ -22,7 +22,7 @@ from gpt2edu.plan import GPU_KINDS
 from gpt2edu.presets import PRESETS
 from gpt2edu.published import LLMC_A100_STEP_MS
 from gpt2edu.results import RESULTS_DIR, Results, Row, load_results
-from gpt2edu.show import Table
+from gpt2edu.table import Table
 
 RECIPE = PRESETS["gpt2-124m"]
 TOKENS = RECIPE.settings.total_batch or 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2edu.results import Row, load_results
+from gpt2edu.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK_VARIABLE = "GPT2EDU_NETWORK"  # 1: cells tagged `network` may run
@@ -94,27 +95,6 @@ def show_check(name: str, ok: bool, detail: str = "") -> Verdict:
     """Print one verdict line and return `ok`; `detail` holds only what CPU and GPU share, rounded."""
     print(f"{'✓' if ok else '✗'} {name}" + (f": {detail}" if detail else ""))
     return Verdict(bool(ok))
-
-
-class Table:
-    """Rows under a header: a Markdown table in a notebook, aligned columns elsewhere."""
-
-    def __init__(self, header: list[str], rows: list[list[str]], caption: str = ""):
-        self.header, self.rows, self.caption = header, rows, caption
-
-    def __repr__(self) -> str:
-        """Return the table with its columns aligned by spaces."""
-        lines = [self.header, *self.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
-        text = "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
-        return f"{text}\n{self.caption}".rstrip()
-
-    def _repr_markdown_(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"{table}\n\n{self.caption}".rstrip()
 
 
 class Tokens:

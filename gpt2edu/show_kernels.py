@@ -19,7 +19,8 @@ from unittest import mock
 
 import numpy as np
 
-from gpt2edu.show import ROOT, Table
+from gpt2edu.show import ROOT
+from gpt2edu.table import Table
 from kernels import SIMULATED
 from kernels.simulator.errors import SimulatorError
 from kernels.simulator.trace import WarpStep, tracing, warp_steps

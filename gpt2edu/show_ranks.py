@@ -25,8 +25,8 @@ from gpt2edu.parameters import n_parameters
 from gpt2edu.rank_lessons import MODEL
 from gpt2edu.results import load_results
 from gpt2edu.shards import write_shard
-from gpt2edu.show import Table
 from gpt2edu.supervisor import supervise
+from gpt2edu.table import Table
 
 LIMIT_S = 120  # a rank that waits forever must not stop the notebook
 WEIGHT_BYTES, GRADIENT_BYTES, STATE_BYTES = 2, 4, 12  # of a parameter: bf16; fp32; fp32 master weight, m and v

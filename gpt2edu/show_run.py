@@ -33,8 +33,9 @@ from gpt2edu.projection import Measured, find_measured, run_table
 from gpt2edu.published import LLMC_124M_CURVE, LLMC_124M_STEPS, LLMC_A100_STEP_MS, LLMC_TOKENS_PER_STEP
 from gpt2edu.results import load_results
 from gpt2edu.run import prepare_run
-from gpt2edu.show import ROOT, Table
+from gpt2edu.show import ROOT
 from gpt2edu.stopping import StopRequest
+from gpt2edu.table import Table
 from gpt2edu.tokenizer import Tokenizer, load_tokenizer
 from gpt2edu.train import TrainResult, run_steps
 from gpt2edu.weights import load_model

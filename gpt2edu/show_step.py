@@ -22,7 +22,7 @@ from gpt2edu.parameters import n_parameters, parameter_layout
 from gpt2edu.passes import Passes
 from gpt2edu.profile import COLOURS, IDLE, Part, group_of, whole_step
 from gpt2edu.results import Row, load_results
-from gpt2edu.show import Table
+from gpt2edu.table import Table
 from gpt2edu.work import work_of
 from kernels import SIMULATED
 
