@@ -48,9 +48,14 @@ def _norm(inp: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.layer_norm(inp, weight.shape, weight, bias, EPS)
 
 
-def _residual_norm(inp: Tensor, added: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _norm_and_statistics(inp: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what training needs of the norm, as ours does: backward wants the statistics, too."""
+    return torch.native_layer_norm(inp, weight.shape, weight, bias, EPS)
+
+
+def _residual_norm(inp: Tensor, added: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
     total = inp + added
-    return total, _norm(total, weight, bias)
+    return total, *_norm_and_statistics(total, weight, bias)
 
 
 def _expected_norm(inp: Tensor, b: Buffers, rows: Tensor) -> tuple[Expected, ...]:
@@ -77,9 +82,9 @@ def _forward(device: torch.device, N: int, C: int) -> Case:
             ladder(layernorm.LADDER, "layernorm_forward", layernorm.layernorm_forward),
             lambda b: (b.out, b.mean, b.rstd, b.inp, b.weight, b.bias),
         ),
-        theirs=eager_and_compiled(_norm, lambda b: (b.inp, b.weight, b.bias), device),
+        theirs=eager_and_compiled(_norm_and_statistics, lambda b: (b.inp, b.weight, b.bias), device),
         reference=lambda b: _expected_norm(b.inp[rows].double(), b, rows),
-        arrange=lambda _b, out: (out, None, None),
+        arrange=lambda _b, results: (results[0], None, None),
         n_bytes=4 * N * C + 8 * N,
     )
 
@@ -108,7 +113,7 @@ def _residual_layernorm(device: torch.device, N: int, C: int) -> Case:
         ),
         theirs=eager_and_compiled(_residual_norm, lambda b: (b.inp, b.added, b.weight, b.bias), device),
         reference=reference,
-        arrange=lambda _b, results: (*results, None, None),
+        arrange=lambda _b, results: (*results[:2], None, None),
         n_bytes=8 * N * C + 8 * N,
     )
 
