@@ -1,12 +1,17 @@
 """Chapter 12's checks pass the right answer and refuse the likely mistakes."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from gpt2edu.exercises import after_the_run as exercises
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checks import cases_of_checks
 
 
 def with_temperature(probabilities, temperature):
@@ -86,25 +91,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass(name, answer, capsys):
-    assert getattr(exercises, f"check_{name}")(answer)
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("name", "answer"), WRONG)
-def test_mistakes_are_refused(name, answer, capsys):
-    assert not getattr(exercises, f"check_{name}")(answer)
-    assert "✗" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", [name for name, _ in RIGHT])
-def test_a_starter_is_not_yet(name, capsys):
-    def starter(*_arguments):
-        raise NotImplementedError
-
-    assert not getattr(exercises, f"check_{name}")(starter)
-    assert "not yet" in capsys.readouterr().out
+TestChecks = cases_of_checks(exercises, RIGHT, WRONG)
 
 
 @pytest.mark.parametrize(("n_bits", "dtype"), [(8, torch.bfloat16), (11, torch.float16), (4, torch.float8_e4m3fn)])

@@ -1,5 +1,8 @@
 """Chapter 6's checks pass the right answer and refuse the likely mistakes."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,6 +10,11 @@ from gpt2edu.exercises import layernorm as exercises
 from kernels import SIMULATED
 
 from numba import cuda, float32  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checks import cases_of_checks
+
+simulated = pytest.mark.skipif(not SIMULATED, reason="on a GPU this reads past the end of a row")
 
 
 def normalize(row_C, weight_C, bias_C):
@@ -86,30 +94,14 @@ WRONG = [
     ("normalize", normalize_without_epsilon),
     ("normalize", normalize_unbiased),
     ("held", held_by_adding),
-    ("greatest", greatest_of_the_first_channels),
+    pytest.param(
+        "greatest",
+        greatest_of_the_first_channels,
+        marks=simulated,
+    ),
     ("greatest", greatest_without_magnitude),
     ("rms_backward", rms_backward_of_layernorm),
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass(name, answer, capsys):
-    assert getattr(exercises, f"check_{name}")(answer)
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("name", "answer"), WRONG)
-def test_mistakes_are_refused(name, answer, capsys):
-    if not SIMULATED and answer is greatest_of_the_first_channels:
-        pytest.skip("on a GPU this reads past the end of a row")
-    assert not getattr(exercises, f"check_{name}")(answer)
-    assert "✗" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", [name for name, _ in RIGHT if name != "greatest"])
-def test_a_starter_is_not_yet(name, capsys):
-    def starter(*_arguments):
-        raise NotImplementedError
-
-    assert not getattr(exercises, f"check_{name}")(starter)
-    assert "not yet" in capsys.readouterr().out
+TestChecks = cases_of_checks(exercises, RIGHT, WRONG, given=("greatest",))

@@ -1,12 +1,17 @@
 """Chapter 8's checks pass the right answer and refuse the likely mistakes."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
-import pytest
 
 from gpt2edu.exercises import loss as exercises
 from kernels import SIMULATED  # noqa: F401 (chooses the simulator before Numba is imported)
 
 from numba import cuda  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checks import cases_of_checks
 
 
 def loss_and_gradient(logits_V, target):
@@ -86,22 +91,4 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass(name, answer, capsys):
-    assert getattr(exercises, f"check_{name}")(answer)
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("name", "answer"), WRONG)
-def test_mistakes_are_refused(name, answer, capsys):
-    assert not getattr(exercises, f"check_{name}")(answer)
-    assert "✗" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", [name for name, _ in RIGHT if name != "momentum"])
-def test_a_starter_is_not_yet(name, capsys):
-    def starter(*_arguments):
-        raise NotImplementedError
-
-    assert not getattr(exercises, f"check_{name}")(starter)
-    assert "not yet" in capsys.readouterr().out
+TestChecks = cases_of_checks(exercises, RIGHT, WRONG, given=("momentum",))

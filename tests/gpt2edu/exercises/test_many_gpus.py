@@ -1,5 +1,8 @@
 """Chapter 10's checks pass the right answer and refuse the likely mistakes."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,9 @@ from gpt2edu.config import ModelConfig
 from gpt2edu.exercises import many_gpus as exercises
 from gpt2edu.mpi_lessons import ring
 from gpt2edu.parameters import n_parameters
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checks import cases_of_checks
 
 
 def order_of_additions(chunk, n):
@@ -77,25 +83,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass(name, answer, capsys):
-    assert getattr(exercises, f"check_{name}")(answer)
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("name", "answer"), WRONG)
-def test_mistakes_are_refused(name, answer, capsys):
-    assert not getattr(exercises, f"check_{name}")(answer)
-    assert "✗" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", [name for name, _ in RIGHT])
-def test_a_starter_is_not_yet(name, capsys):
-    def starter(*_arguments):
-        raise NotImplementedError
-
-    assert not getattr(exercises, f"check_{name}")(starter)
-    assert "not yet" in capsys.readouterr().out
+TestChecks = cases_of_checks(exercises, RIGHT, WRONG)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])

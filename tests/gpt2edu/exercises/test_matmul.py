@@ -1,11 +1,19 @@
 """Chapter 5's checks pass the right answer and refuse the likely mistakes."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from gpt2edu.exercises import matmul as exercises
 from kernels import SIMULATED
 
 from numba import cuda, float32  # isort: skip
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checks import cases_of_checks
+
+simulated = pytest.mark.skipif(not SIMULATED, reason="on a GPU the race may be won")
 
 
 def linear_backward(grad_out_MN, inp_MK, weight_NK):
@@ -79,28 +87,12 @@ WRONG = [
     ("flop_per_byte", flop_per_element),
     ("swizzle", no_swizzle),
     ("swizzle", broken_swizzle),
-    ("tile_product", tile_product_without_barriers),
+    pytest.param(
+        "tile_product",
+        tile_product_without_barriers,
+        marks=simulated,
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass(name, answer, capsys):
-    assert getattr(exercises, f"check_{name}")(answer)
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("name", "answer"), WRONG)
-def test_mistakes_are_refused(name, answer, capsys):
-    if not SIMULATED and answer is tile_product_without_barriers:
-        pytest.skip("on a GPU the race may be won")
-    assert not getattr(exercises, f"check_{name}")(answer)
-    assert "✗" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", [name for name, _ in RIGHT if name != "tile_product"])
-def test_a_starter_is_not_yet(name, capsys):
-    def starter(*_arguments):
-        raise NotImplementedError
-
-    assert not getattr(exercises, f"check_{name}")(starter)
-    assert "not yet" in capsys.readouterr().out
+TestChecks = cases_of_checks(exercises, RIGHT, WRONG, given=("tile_product",))

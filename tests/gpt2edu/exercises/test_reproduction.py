@@ -1,11 +1,16 @@
 """Chapter 11's checks pass the right answer and refuse the likely mistakes."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 
 from gpt2edu.exercises import reproduction as exercises
 from gpt2edu.logger import read_log
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checks import cases_of_checks
 
 
 def learning_rate(step, peak, warmup_steps, n_steps):
@@ -84,25 +89,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "answer"), RIGHT)
-def test_right_answers_pass(name, answer, capsys):
-    assert getattr(exercises, f"check_{name}")(answer)
-    assert "✓" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("name", "answer"), WRONG)
-def test_mistakes_are_refused(name, answer, capsys):
-    assert not getattr(exercises, f"check_{name}")(answer)
-    assert "✗" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", [name for name, _ in RIGHT])
-def test_a_starter_is_not_yet(name, capsys):
-    def starter(*_arguments):
-        raise NotImplementedError
-
-    assert not getattr(exercises, f"check_{name}")(starter)
-    assert "not yet" in capsys.readouterr().out
+TestChecks = cases_of_checks(exercises, RIGHT, WRONG)
 
 
 @pytest.mark.parametrize("text", [exercises.LOG, exercises.RESTARTED])
