@@ -81,13 +81,6 @@ class Communicator(ABC):
     def abort(self, message: str, code: int = 1) -> NoReturn:
         """Print `message` to stderr and end every rank."""
 
-    def sum_float(self, value: float) -> float:
-        """Return the sum over ranks, added in rank order in float64."""
-        total = 0.0
-        for part in self.gather(float(value)):
-            total += part
-        return total
-
     def require_equal(self, what: str, value: Any) -> None:
         """Check that every rank holds the same `value`.
 

@@ -28,11 +28,6 @@ class Gpu:
     memory_bytes: int
     compute_capability: tuple[int, int]
 
-    @property
-    def has_bf16(self) -> bool:
-        """Bf16 in hardware: Ampere (8.0) and later; older ones only emulate it."""
-        return self.compute_capability >= (8, 0)
-
 
 @dataclass(frozen=True)
 class Machine:

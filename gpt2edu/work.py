@@ -72,7 +72,7 @@ def _encoder_forward(tensors: list[Tensor], _keywords: dict) -> int:
 
 
 def _encoder_backward(tensors: list[Tensor], _keywords: dict) -> int:
-    grad_token_weight, grad_position_weight, grad_out = tensors[:3]
+    grad_token_weight, grad_position_weight, _scratch, grad_out, _plan = tensors
     return (
         2 * grad_out.nbytes + 2 * grad_position_weight.nbytes + 2 * min(grad_token_weight.nbytes, 2 * grad_out.nbytes)
     )
@@ -83,6 +83,5 @@ MOVED: dict[str, Callable[[list[Tensor], dict], int]] = {
     "fused_classifier": _classifier,
     "encoder_forward": _encoder_forward,
     "encoder_backward": _encoder_backward,
-    "matmul_grad_bias": lambda tensors, _keywords: tensors[2].nbytes,
 }
 """Bytes of the operations that do not just read or write each of their arrays once."""

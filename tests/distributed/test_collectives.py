@@ -51,7 +51,6 @@ def test_small_collectives(ranks):
         assert result["world_size"] == len(results) and result["local_rank"] == rank
         assert result["gathered"].tolist() == [10 * other for other in range(len(results))]
         assert result["broadcast"] == "from 2"
-        assert result["sum"] == {3: 0.0, 4: 1.0}[len(results)]  # in rank order 1e16 swallows the first 1
 
 
 def test_a_checkpoint_of_4_ranks_is_read_by_2_and_by_1(run_ranks, tmp_path):

@@ -11,7 +11,7 @@ def test_table_of_gpus():
     gpus, driver = parse_gpu_table(TABLE, visible=None)
     assert driver == "535.104.05"
     assert gpus[0] == Gpu("NVIDIA A100-SXM4-80GB", 85_899_345_920, (8, 0))
-    assert [gpu.has_bf16 for gpu in gpus] == [True, True, False]
+    assert [gpu.compute_capability for gpu in gpus] == [(8, 0), (8, 0), (7, 5)]
 
 
 def test_visible_devices_by_index_and_uuid():

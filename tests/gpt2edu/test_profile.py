@@ -28,7 +28,7 @@ CASES = [
     ("gelu_forward", (bf16(10), bf16(10)), {}, 0, 40),
     ("fused_classifier", (fp32(3), bf16(3, 8), torch.zeros(3), 7, 0.1), {"write_gradient": True}, 0, 2 * 48),
     ("fused_classifier", (fp32(3), bf16(3, 8), torch.zeros(3), 7, 0.1), {"write_gradient": False}, 0, 48),
-    ("matmul_grad_bias", (fp32(5), fp32(99), bf16(6, 5)), {}, 0, 60),
+    ("encoder_backward", (fp32(50, 4), fp32(3, 4), fp32(99), bf16(2, 3, 4), torch.zeros(9)), {}, 0, 2 * (48 + 48 + 96)),
 ]
 
 
